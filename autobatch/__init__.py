@@ -1,0 +1,32 @@
+"""autobatch measures the largest batch_size that a torchtune run can train with.
+
+    >>> import autobatch
+    >>> result = autobatch.probe("runs/run1")  # doctest: +SKIP
+    >>> result.batch_size  # doctest: +SKIP
+    24
+
+Importing autobatch imports none of torch, torchtune, submitit or yaml.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autobatch.api import probe as probe
+    from autobatch.records import ProbeResult as ProbeResult
+
+__all__ = ["ProbeResult", "__version__", "probe"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "probe":
+        from autobatch.api import probe
+
+        return probe
+    if name == "ProbeResult":
+        from autobatch.records import ProbeResult
+
+        return ProbeResult
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,312 @@
+"""What a probe asks, measures and answers: frozen dataclasses with a JSON form.
+
+`to_json` and `from_json` convert any of them; `probe/result.json` is `to_json(ProbeResult)`, and each
+line of `probe/trials.jsonl` is one of them under a key that says which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, TypeVar
+
+#: Version of the JSON form of `ProbeResult`. A reader refuses a newer one.
+SCHEMA_VERSION = 1
+
+T = TypeVar("T")
+
+
+class Metric(str, Enum):
+    """Which peak is held against the target."""
+
+    RESERVED = "reserved"  # CUDA: held by PyTorch's caching allocator
+    ALLOCATED = "allocated"  # CUDA: in live tensors
+    DEVICE = "device"  # CUDA: used on the card by anybody (mem_get_info)
+    RESIDENT = "resident"  # CPU: the process's peak resident set
+
+
+class Verdict(str, Enum):
+    """How a trial ended."""
+
+    FITS = "fits"
+    OVER_TARGET = "over target"
+    OUT_OF_MEMORY = "out of memory"
+    TIMED_OUT = "timed out"
+    CRASHED = "crashed"
+    UNSTABLE = "unstable"
+
+
+class Status(str, Enum):
+    """How a probe ended."""
+
+    DONE = "done"
+    NOTHING_FITS = "nothing fits"
+    UNSTABLE = "unstable"
+    TIMED_OUT = "timed out"
+    CRASHED = "crashed"
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 the answer is no, 3 the recipe crashed or hung."""
+        return {Status.DONE: 0, Status.NOTHING_FITS: 1, Status.UNSTABLE: 1}.get(self, 3)
+
+
+class Limit(str, Enum):
+    """What keeps batch_size from being larger."""
+
+    MEMORY = "memory"
+    DATASET = "dataset"
+    MAX_BATCH_SIZE = "--max-batch-size"
+
+
+class PackingMode(str, Enum):
+    """Where `packed` comes from."""
+
+    CONFIG = "config"  # finetune.yaml says packed: True
+    PACK = "pack"  # --pack sets it
+    UNPACKED = "unpacked"  # --unpacked probes with batches of the longest example
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """What the user asked of a probe; everything that the job on the node needs to know.
+
+    Attributes:
+        run_dir: absolute path of the run directory.
+        recipe: name in torchtune's registry or path of a recipe file; None takes it from
+            finetune.slurm, or infers it from the config.
+        target_fraction: fraction of the capacity that the peak may reach.
+        capacity_bytes: plan for a card of this size; None takes the size of the device.
+        metric: the peak that counts on CUDA (on CPU it is always the resident set).
+        max_batch_size: never go above.
+        min_steps: optimizer steps of a trial, at least.
+        trial_timeout_s: seconds after which a trial counts as hung.
+        load_weights: read the real checkpoint in each trial, not zeros of its shapes.
+        packing: where `packed` comes from.
+        density_sample: estimate the density from this many examples instead of all.
+        force: measure again though a valid result is on file.
+    """
+
+    run_dir: str
+    recipe: str | None = None
+    target_fraction: float = 0.70
+    capacity_bytes: int | None = None
+    metric: Metric = Metric.RESERVED
+    max_batch_size: int | None = None
+    min_steps: int = 3
+    trial_timeout_s: float = 600.0
+    load_weights: bool = False
+    packing: PackingMode = PackingMode.CONFIG
+    density_sample: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device that the probe measured on.
+
+    Attributes:
+        kind: ``cuda`` or ``cpu``.
+        name: as the driver gives it, e.g. ``NVIDIA H100 80GB HBM3``.
+        total_bytes: memory of the card; on CPU, of the cgroup or the machine.
+    """
+
+    kind: str
+    name: str
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Density:
+    """How the dataset packs.
+
+    Attributes:
+        packed: whether the rows are packs; if not, a row is one example.
+        examples: examples in the dataset.
+        packs: rows that the recipe will see (extrapolated when sampled).
+        tokens: non-padding tokens in them (extrapolated when sampled).
+        max_seq_len: tokens of a row; None when unpacked and unlimited.
+        longest_example: tokens of the longest example (of those seen, when sampled).
+        sampled_examples: how many examples were packed to estimate; None when all were.
+        standard_error: of `examples_per_pack`, when sampled.
+        seconds: time that packing took.
+    """
+
+    packed: bool
+    examples: int
+    packs: int
+    tokens: int
+    max_seq_len: int | None
+    longest_example: int
+    sampled_examples: int | None = None
+    standard_error: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def examples_per_pack(self) -> float:
+        """Packing density: examples per packed sequence."""
+        return self.examples / self.packs if self.packs else 0.0
+
+    @property
+    def efficiency(self) -> float | None:
+        """Non-padding tokens as a fraction of all; None when rows have no fixed length."""
+        if not self.packed or not self.max_seq_len or not self.packs:
+            return None
+        return self.tokens / (self.packs * self.max_seq_len)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A few optimizer steps of the recipe at one batch size, in a process of its own.
+
+    Attributes:
+        batch_size: sequences per micro-batch.
+        verdict: how it ended.
+        peak_bytes: the peak that counts; None when no step was completed.
+        peaks_bytes: every peak that the meter gave, by metric.
+        before_bytes: memory in use when the first batch was asked for: the fixed part that is there
+            before any step.
+        step_peaks_bytes: `peak_bytes` as it stood after each optimizer step.
+        alloc_retries: times the CUDA allocator had to flush its cache; a trial with any doesn't fit.
+        tokens_per_second: of the last step, as the recipe logs it.
+        seconds: from starting the process to its end.
+        training_seconds: of that, in optimizer steps.
+        detail: for a trial that crashed or ran out of memory: the recipe's own error.
+        log: file with the trial's output, relative to the run directory.
+    """
+
+    batch_size: int
+    verdict: Verdict
+    peak_bytes: int | None = None
+    peaks_bytes: dict[str, int] = field(default_factory=dict)
+    before_bytes: int | None = None
+    step_peaks_bytes: tuple[int, ...] = ()
+    alloc_retries: int = 0
+    tokens_per_second: float | None = None
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    detail: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The line ``peak = fixed + per_sequence * batch_size`` through the measured peaks.
+
+    Attributes:
+        fixed_bytes: memory that doesn't depend on batch_size.
+        per_sequence_bytes: memory that each further sequence of a batch takes.
+        max_residual_fraction: largest distance of a measured peak from the line, over that peak.
+    """
+
+    fixed_bytes: float
+    per_sequence_bytes: float
+    max_residual_fraction: float
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """The answer of a probe, as `probe/result.json` holds it.
+
+    Attributes:
+        status: how the probe ended; only ``done`` comes with a batch_size.
+        message: the answer or the refusal in a sentence, for people.
+        request: what was asked.
+        recipe: the recipe that ran, and where its name came from.
+        device: what was measured on.
+        metric: the peak that was held against the target.
+        capacity_bytes: the memory that was planned for.
+        target_bytes: what the peak may reach.
+        batch_size: the largest that fits, measured; None unless done.
+        batch_size_before: in finetune.yaml when the probe began.
+        limit: what keeps batch_size from being larger.
+        peak_bytes: measured at batch_size.
+        gradient_accumulation_steps: of the config.
+        trials: every trial, in the order in which they ran.
+        fit: the line through the peaks; None with fewer than two.
+        density: of the dataset.
+        fingerprint: hash of everything that decides memory.
+        versions: of autobatch, python, torch, torchtune, torchao.
+        written: files that were changed, relative to the run directory.
+        started, ended: UTC, ISO 8601.
+        seconds: from the job's first line to the answer, over all attempts of a resumed probe.
+        reused: this answer was on file already; nothing was measured.
+        schema_version: of this JSON form.
+    """
+
+    status: Status
+    message: str
+    request: ProbeRequest
+    recipe: str = ""
+    device: Device | None = None
+    metric: Metric | None = None
+    capacity_bytes: int | None = None
+    target_bytes: int | None = None
+    batch_size: int | None = None
+    batch_size_before: int | None = None
+    limit: Limit | None = None
+    peak_bytes: int | None = None
+    gradient_accumulation_steps: int = 1
+    trials: tuple[Trial, ...] = ()
+    fit: Fit | None = None
+    density: Density | None = None
+    fingerprint: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    written: tuple[str, ...] = ()
+    started: str = ""
+    ended: str = ""
+    seconds: float = 0.0
+    reused: bool = False
+    schema_version: int = SCHEMA_VERSION
+
+
+def to_json(record: Any) -> Any:
+    """`record` (one of the dataclasses above) as plain dicts, lists, strings and numbers."""
+    if dataclasses.is_dataclass(record):
+        return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, Enum):
+        return record.value
+    if isinstance(record, dict):
+        return {key: to_json(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [to_json(item) for item in record]
+    return record
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """The inverse of `to_json`; keys that this version doesn't know are passed over.
+
+    Raises:
+        ValueError: `data` doesn't have the shape of `kind`.
+    """
+    try:
+        return typing.cast(T, _decode(kind, data))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a {kind.__name__}: {error}") from error
+
+
+def _decode(kind: Any, data: Any) -> Any:
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        return _decode(next(a for a in arguments if a is not type(None)), data)
+    if origin is tuple:
+        return tuple(_decode(arguments[0], item) for item in data)
+    if origin is dict:
+        return {key: _decode(arguments[1], value) for key, value in data.items()}
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known = {f.name: f for f in dataclasses.fields(kind)}
+        return typing.cast(Any, kind)(**{k: _decode(hints[k], v) for k, v in data.items() if k in known})
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(data)
+    if kind is float:
+        return float(data)
+    if not isinstance(data, kind):
+        raise TypeError(f"{data!r} is not of type {kind.__name__}")
+    return data

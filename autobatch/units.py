@@ -1,0 +1,57 @@
+"""Bytes, fractions and durations as people write and read them. Inside autobatch: bytes and seconds."""
+
+from __future__ import annotations
+
+import re
+
+from autobatch.errors import UsageError
+
+_BYTES_PER_UNIT = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as ``40GiB``, ``512 MiB`` or ``80GB`` (GB = 10**9, GiB = 2**30).
+
+    Raises:
+        UsageError: not a positive size, or an unknown unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = match.group(2).lower() if match else ""
+    if not match or unit not in _BYTES_PER_UNIT:
+        raise UsageError(f"{text!r} is not a size: write a number and a unit, such as 40GiB or 512MiB")
+    size = int(float(match.group(1)) * _BYTES_PER_UNIT[unit])
+    if size <= 0:
+        raise UsageError(f"{text!r} is not a size: it must be at least one byte")
+    return size
+
+
+def format_bytes(size: float) -> str:
+    """``55.1 GiB`` from 1 GiB on, else ``512.0 MiB``."""
+    return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def format_percent(part: float, whole: float) -> str:
+    """``68.9 %`` of `whole`."""
+    return f"{100 * part / whole:.1f} %"
+
+
+def format_seconds(seconds: float) -> str:
+    """``8.1 s``, ``1 min 05 s`` or ``2 h 03 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
