@@ -1,0 +1,30 @@
+"""`python -m autobatch.cli.job`: the job of `--cluster inline`, with its request on standard input.
+
+Not a command for people: `autobatch probe --cluster inline` starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+
+from autobatch.errors import AutobatchError
+from autobatch.launch.entry import probe_job
+from autobatch.probing.forkserver import die_with_parent
+
+
+def main() -> int:
+    """Run the probe; the exit status is its outcome."""
+    die_with_parent(signal.SIGTERM)
+    asked = json.load(sys.stdin)
+    try:
+        probe_job(asked["request"], asked["attempt"], {})
+    except AutobatchError as error:
+        print(f"autobatch: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

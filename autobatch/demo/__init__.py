@@ -1,0 +1,10 @@
+"""The demo run: a small model, tokenizer, dataset and run directory that train in a minute on a CPU.
+
+Everything is made here, from a seed; nothing is downloaded. The tests and the benchmarks lay out their
+runs with the same code.
+"""
+
+from autobatch.demo.layout import SmallRun, lay_out
+from autobatch.demo.parts import configs_dir
+
+__all__ = ["SmallRun", "configs_dir", "lay_out"]

@@ -1,0 +1,288 @@
+"""Writes what was measured into `runs_plan.md`: a row of a table, and bullets of the configuration.
+
+    ## Configuration
+    - **Dataset packing**: True - 61.3 examples fill a sequence of 2048 tokens
+      - Packing density: 61.3
+    - **Batch sizes**: run1: 24, run2: 16
+
+    ## Packing Analysis
+
+    | Run  | Model | Batch Size | ...
+    | ---- | ----- | ---------- | ...
+    | run1 | 1B    | 24         | ...
+
+Everything else in the file, other rows and columns that the user added included, stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from autobatch.edits.markdown_blocks import Blocks, Bullet, Row, Section, Table, pad_cell, plain
+from autobatch.errors import EditError
+
+#: Columns of a table that we begin; a table that is there needs none of them but gets `Run`.
+COLUMNS = ("Run", "Model", "Batch Size", "Packed", "Packing Density", "Memory Usage", "GPU Type")
+
+_RUN = "Run"
+_BULLET = re.compile(
+    r"(?P<marker>[ \t]*[-*+][ \t]+)(?P<label>[^:]*?)(?P<colon>[ \t]*:(?:\*\*|__)?)[ \t]*(?P<value>.*)",
+    re.DOTALL,
+)
+_PER_RUN = re.compile(
+    r"[ \t]*(?:(?P<quote>`+)(?P<quoted>.+?)(?P=quote)(?!`)|(?P<bare>[^,:`]+?))[ \t]*:[ \t]*(?P<value>[^,]*)"
+)
+
+
+@dataclass(frozen=True)
+class PerRun:
+    """The entry of one run in a bullet that runs share, e.g. ``run1: 24, run2: 16``.
+
+    What is there for other runs stays, whatever else is there too. A run's name that has a comma, a colon
+    or a backtick in it is written as a code span; commas in `value` become semicolons.
+    """
+
+    run: str
+    value: str
+
+    def merge_into(self, current: str) -> str:
+        """`current` with this run's entry replaced, or added at its end."""
+        name = _one_line(self.run)
+        value = _one_line(self.value).replace(",", ";")
+        position = 0
+        while position < len(current):
+            entry = _PER_RUN.match(current, position)
+            if entry and _entry_name(entry) == name:
+                before = current[: entry.start("value")].rstrip()
+                return f"{before} {value}".rstrip() + current[entry.end("value") :]
+            comma = current.find(",", entry.end() if entry else position)
+            position = comma + 1 if comma >= 0 else len(current)
+        entry_text = f"{_quote_name(name)}: {value}"
+        return f"{current}, {entry_text}" if current else entry_text
+
+
+BulletValue = str | PerRun | tuple[str | PerRun, tuple[str, ...]]
+
+
+def set_plan_row(text: str, run: str, row: Mapping[str, str], *, name: str = "runs_plan.md") -> str:
+    """Sets the row of `run` in the table of the section ``## Packing Analysis``.
+
+    The section is the first whose heading begins with these words. Its table is the first that has a
+    column `Run` or `Batch Size`; the columns are found by name, in any case and spacing, and those that
+    are missing are added: `Run` first, others last. No section: added at the end of the file; no table:
+    added below the section's text. A row belongs to a run when its cell under `Run` is exactly that name,
+    the first one if there are several.
+
+    Args:
+        text: of the file.
+        run: the run's name.
+        row: text by column name; a column that it doesn't name keeps its cell.
+        name: of the file, for messages.
+
+    Raises:
+        EditError: the run has no name, or the section would end up inside of a block that isn't closed.
+    """
+    if not _one_line(run):
+        raise EditError(f"{name}: a run without a name has no row: name the run directory")
+    cells = {_RUN: run} | {column: value for column, value in row.items() if _column(column) != _column(_RUN)}
+    cells = {column: _one_line(value) for column, value in cells.items()}
+    return _twice(lambda before: _set_row(before, cells), text, name)
+
+
+def set_plan_configuration(
+    text: str, bullets: Mapping[str, BulletValue], *, name: str = "runs_plan.md"
+) -> str:
+    """Sets bullets in the section ``## Configuration``; without that section the text is unchanged.
+
+        set_plan_configuration(text, {
+            "Dataset packing": ("True", ("Packing density: 61.3", "Impact on memory: 2.2x")),
+            "Batch sizes": PerRun("run1", "24"),
+        })
+
+    A bullet is found by the label before its colon and gets a new value; a missing one is added to the
+    section's first list. Sub-bullets likewise. Other bullets stay.
+
+    Args:
+        text: of the file.
+        bullets: by label, the value, or the value and sub-bullets ``label: value``.
+        name: of the file, for messages.
+
+    Raises:
+        EditError: the section ends in a block that isn't closed.
+    """
+
+    def change(before: str) -> str:
+        for label, bullet in bullets.items():
+            value, below = bullet if isinstance(bullet, tuple) else (bullet, ())
+            before = _set_bullet(before, label, value)
+            for sub_bullet in below:
+                before = _set_sub_bullet(before, label, _one_line(sub_bullet))
+        return before
+
+    return _twice(change, text, name)
+
+
+def _twice(change: Callable[[str], str], text: str, name: str) -> str:
+    """`change(text)`, refused unless changing it again finds all in place."""
+    after = change(text)
+    if change(after) != after:
+        raise EditError(
+            f"{name}: what was added isn't read back, because a code fence or a comment above it "
+            "isn't closed: close it, then run again"
+        )
+    return after
+
+
+def _set_row(text: str, cells: Mapping[str, str]) -> str:
+    blocks = Blocks(text)
+    sections = blocks.sections(lambda title: re.match(r"packing analysis(?!\w)", title) is not None)
+    for section in sections:
+        for table in blocks.tables(section):
+            header = {_column(cell) for cell in Row.parse(blocks.lines[table.start]).cells}
+            if header & {_column(_RUN), _column("Batch Size")}:
+                return _set_row_of(blocks, table, cells)
+    if sections:
+        return _add_below(blocks, sections[0], _new_table(cells))
+    end = blocks.last_line(0, len(blocks.lines))
+    blank = [""] if end and end == len(blocks.lines) else []
+    return blocks.insert(len(blocks.lines), [*blank, "## Packing Analysis", "", *_new_table(cells)])
+
+
+def _set_row_of(blocks: Blocks, table: Table, cells: Mapping[str, str]) -> str:
+    rows = [Row.parse(line) for line in blocks.lines[table.start : table.end]]
+    header, delimiter = rows[:2]
+    columns = [_column(cell) for cell in header.cells]
+    for column, value in cells.items():
+        if _column(column) not in columns:
+            at = 0 if column == _RUN else len(columns)
+            columns.insert(at, _column(column))
+            width = max(len(column), len(pad_cell(value, 0)) - 2)
+            line = "-" * width
+            spaced = delimiter.cells[0].startswith(" ")
+            header.insert(at, pad_cell(column, width))
+            delimiter.insert(at, f" {line} " if spaced else f"-{line}-")
+            for row in rows[2:]:
+                row.insert(at, " " * (width + 2))
+    run_column = columns.index(_column(_RUN))
+    ours = next((row for row in rows[2:] if row.get(run_column) == cells[_RUN]), None)
+    if ours is None:
+        ours = Row(header.indent, cells=[" " * len(cell) for cell in header.cells], ending=rows[-1].ending)
+        if not rows[-1].ending.endswith(("\r", "\n")):
+            rows[-1].ending += blocks.newline
+        rows.append(ours)
+    for column, value in cells.items():
+        ours.set(columns.index(_column(column)), value)
+    rendered = [row.render() for row in rows]
+    return "".join([*blocks.lines[: table.start], *rendered, *blocks.lines[table.end :]])
+
+
+def _new_table(cells: Mapping[str, str]) -> list[str]:
+    known = {_column(column) for column in COLUMNS}
+    columns = [*COLUMNS, *(column for column in cells if _column(column) not in known)]
+    values = {_column(column): value for column, value in cells.items()}
+    written = [values.get(_column(column), "") for column in columns]
+    widths = [max(len(c), len(pad_cell(v, 0)) - 2) for c, v in zip(columns, written, strict=True)]
+    return [
+        Row(cells=[pad_cell(text, width) for text, width in zip(texts, widths, strict=True)]).render()
+        for texts in (columns, ["-" * width for width in widths], written)
+    ]
+
+
+def _add_below(blocks: Blocks, section: Section, lines: list[str]) -> str:
+    """Adds a block of lines below the section's text, before the next heading."""
+    at = blocks.last_line(section.start, section.prose_end)
+    heading_follows = at == section.prose_end < len(blocks.lines)
+    return blocks.insert(at, ["", *lines, ""] if heading_follows else ["", *lines])
+
+
+def _set_bullet(text: str, label: str, value: str | PerRun) -> str:
+    blocks = Blocks(text)
+    section = _configuration(blocks)
+    if section is None:
+        return text
+    lists = blocks.lists(section)
+    found = _find(blocks, [bullet for bullets in lists for bullet in bullets], label)
+    if found:
+        return _set_value(blocks, found, value)
+    new = f"**{label}**: {value.merge_into('') if isinstance(value, PerRun) else _one_line(value)}"
+    if not lists or not lists[0]:
+        return _add_below(blocks, section, [f"- {new}".rstrip()])
+    return _append(blocks, lists[0], new)
+
+
+def _set_sub_bullet(text: str, label: str, sub_bullet: str) -> str:
+    blocks = Blocks(text)
+    section = _configuration(blocks)
+    if section is None:
+        return text
+    parent = _find(blocks, [bullet for bullets in blocks.lists(section) for bullet in bullets], label)
+    if parent is None:
+        return text
+    sub_label, _, value = sub_bullet.partition(":")
+    found = _find(blocks, parent.bullets, sub_label)
+    if found:
+        return _set_value(blocks, found, value.strip())
+    if parent.bullets:
+        return _append(blocks, parent.bullets, sub_bullet)
+    indent = " " * len(_marker(blocks, parent).expandtabs(4))
+    return blocks.insert(parent.paragraph_end, [f"{indent}- {sub_bullet}"])
+
+
+def _configuration(blocks: Blocks) -> Section | None:
+    return next(iter(blocks.sections(lambda title: title.rstrip(" :") == "configuration")), None)
+
+
+def _find(blocks: Blocks, bullets: list[Bullet] | tuple[Bullet, ...], label: str) -> Bullet | None:
+    for bullet in bullets:
+        match = _BULLET.match(blocks.lines[bullet.start])
+        if match and plain(match["label"]) == plain(label):
+            return bullet
+    return None
+
+
+def _set_value(blocks: Blocks, bullet: Bullet, value: str | PerRun) -> str:
+    lines = blocks.lines[bullet.start : bullet.paragraph_end]
+    match = _BULLET.match(lines[0])
+    if match is None:
+        raise ValueError(f"{lines[0]!r} is no bullet with a label")
+    current = " ".join(
+        part for part in (match["value"].strip(), *(line.strip() for line in lines[1:])) if part
+    )
+    wanted = value.merge_into(current) if isinstance(value, PerRun) else _one_line(value)
+    if current == wanted:
+        return "".join(blocks.lines)
+    line_end = lines[-1][len(lines[-1].rstrip("\r\n")) :]
+    new = lines[0][: match.end("colon")] + (f" {wanted}" if wanted else "") + line_end
+    return "".join([*blocks.lines[: bullet.start], new, *blocks.lines[bullet.paragraph_end :]])
+
+
+def _append(blocks: Blocks, bullets: tuple[Bullet, ...], text: str) -> str:
+    return blocks.insert(bullets[-1].end, [(_marker(blocks, bullets[-1]) + text).rstrip()])
+
+
+def _marker(blocks: Blocks, bullet: Bullet) -> str:
+    match = re.match(r"[ \t]*[-*+][ \t]*", blocks.lines[bullet.start])
+    return match.group() if match else "- "
+
+
+def _column(title: str) -> str:
+    return plain(title.replace(r"\|", "|")).replace(" ", "")
+
+
+def _one_line(value: str) -> str:
+    return re.sub(r"[\r\n]+", " ", value).strip()
+
+
+def _entry_name(entry: re.Match[str]) -> str:
+    return (entry["bare"] if entry["quoted"] is None else entry["quoted"]).strip()
+
+
+def _quote_name(name: str) -> str:
+    if not re.search("[,:`]", name):
+        return name
+    longest = max((len(ticks) for ticks in re.findall("`+", name)), default=0)
+    quote = "`" * (longest + 1)
+    space = " " if name.startswith("`") or name.endswith("`") else ""
+    return f"{quote}{space}{name}{space}{quote}"

@@ -1,0 +1,53 @@
+"""What runs as the probe's job: under submitit, or in a process of its own (`--cluster inline`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autobatch.errors import AutobatchError, JobError
+from autobatch.records import ProbeRequest, from_json, to_json
+
+
+def probe_job(
+    request: Mapping[str, Any], attempt: str, environment: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """Run a probe and return its result as JSON.
+
+    Args:
+        request: a `ProbeRequest` as JSON.
+        attempt: marks this job's events.
+        environment: set (None: unset) before anything else; submitit's local executor hides the cards.
+
+    Raises:
+        JobError: there is no batch_size. The job's exit status must say so, for a training job that depends
+            on it; the reason is in `probe/result.json`.
+        AutobatchError: the run can't be probed, or a file can't be written.
+    """
+    # Only here: whoever submits this function must not pay for these imports.
+    from autobatch.probing.events import EVENTS, EventLog, Failed
+    from autobatch.probing.job import run_probe
+
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    asked = from_json(ProbeRequest, request)
+    run_dir = Path(asked.run_dir)
+    if not run_dir.is_dir():
+        raise JobError(
+            f"{run_dir}: not a directory on {os.uname().nodename}. The job must see the run at the path that it "
+            "was submitted with: put it on a file system that the nodes share."
+        )
+    tell = EventLog(run_dir / "probe" / EVENTS, attempt)
+    try:
+        result = run_probe(asked, tell)
+    except AutobatchError as error:
+        tell(Failed(str(error), error.exit_code))
+        raise
+    if result.status.exit_code != 0:
+        raise JobError(result.message)
+    return dict(to_json(result))

@@ -1,0 +1,104 @@
+"""Density arithmetic on integers: no torch, no torchtune.
+
+A pack is described by `Pack`; torchtune's rows are read into it by `autobatch.packing.build`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autobatch.records import Density
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One packed sequence.
+
+    Attributes:
+        lengths: tokens of each example (or piece of one) in it, padding excluded.
+        continues: its first piece is the rest of an example that began in the pack before.
+    """
+
+    lengths: tuple[int, ...]
+    continues: bool = False
+
+    @property
+    def examples(self) -> int:
+        """Examples that begin in this pack."""
+        return len(self.lengths) - self.continues
+
+
+def density_of(packs: Sequence[Pack], max_seq_len: int) -> Density:
+    """The density of a whole dataset that was packed.
+
+    Args:
+        packs: all of them.
+        max_seq_len: tokens of a row.
+    """
+    return Density(
+        packed=True,
+        examples=sum(pack.examples for pack in packs),
+        packs=len(packs),
+        tokens=sum(sum(pack.lengths) for pack in packs),
+        max_seq_len=max_seq_len,
+        longest_example=max((length for pack in packs for length in pack.lengths), default=0),
+    )
+
+
+def density_from_blocks(
+    blocks: Sequence[Sequence[Pack]], *, examples: int, sampled_examples: int, max_seq_len: int
+) -> Density:
+    """The density of a dataset of which only blocks of successive examples were packed.
+
+    The density of a block is a ratio, so the estimate is the ratio of the sums and its standard error that
+    of a ratio estimator over the blocks (Cochran, Sampling Techniques, 3rd ed., section 2.11). The last
+    pack of a block is left out when there are others: the block's end cut it short, not max_seq_len.
+
+    Args:
+        blocks: the packs of each block.
+        examples: in the whole dataset.
+        sampled_examples: in the blocks.
+        max_seq_len: tokens of a row.
+    """
+    whole = [block[:-1] if len(block) > 1 else block for block in blocks if block]
+    counted = [(sum(pack.examples for pack in block), len(block)) for block in whole]
+    begun, packs = (sum(column) for column in zip(*counted, strict=True))
+    ratio = begun / packs
+    tokens_per_pack = sum(sum(pack.lengths) for block in whole for pack in block) / packs
+    total_packs = math.ceil(examples / ratio)
+    return Density(
+        packed=True,
+        examples=examples,
+        packs=total_packs,
+        tokens=round(tokens_per_pack * total_packs),
+        max_seq_len=max_seq_len,
+        longest_example=max(length for block in blocks for pack in block for length in pack.lengths),
+        sampled_examples=sampled_examples,
+        standard_error=_ratio_error(counted, ratio),
+    )
+
+
+def blocks_to_sample(examples: int, sample: int, blocks: int = 10) -> list[range]:
+    """Blocks of successive examples, evenly spread, that hold about `sample` of them.
+
+    Successive, because packing takes examples in the dataset's order and neighbours may be alike.
+    """
+    if sample >= examples:
+        return [range(examples)]
+    count = max(1, min(blocks, sample // 20))
+    size = sample // count
+    gap = (examples - size) / (count - 1) if count > 1 else 0.0
+    starts = [round(index * gap) for index in range(count)]
+    return [range(start, start + size) for start in starts]
+
+
+def _ratio_error(counted: Sequence[tuple[int, int]], ratio: float) -> float | None:
+    """Standard error of sum(y) / sum(x) over blocks of (y, x); None from a single block."""
+    n = len(counted)
+    if n < 2:
+        return None
+    mean_x = sum(x for _, x in counted) / n
+    residual = sum((y - ratio * x) ** 2 for y, x in counted) / (n - 1)
+    return math.sqrt(residual / n) / mean_x

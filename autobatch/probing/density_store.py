@@ -1,0 +1,110 @@
+"""The packed dataset of a run: packed once, kept in `probe/` for the trials and for a resumed probe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autobatch.packing.build import PackSpec
+from autobatch.packing.logs import packing_progress
+from autobatch.probing.events import Event, Packing
+from autobatch.probing.forkserver import ForkServer
+from autobatch.probing.worker import pack_dataset
+from autobatch.records import Density, from_json
+from autobatch.runs.fingerprint import data_signature
+
+if TYPE_CHECKING:
+    from autobatch.runs.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class PackingOutcome:
+    """The density, or why there is none."""
+
+    density: Density | None
+    error: str = ""
+
+
+class DensityStore:
+    """Packs a run's dataset, or finds it packed.
+
+    Args:
+        run: the run.
+        directory: its `probe/`.
+        packed: pack, or look for the longest example.
+        sample: pack only about so many examples.
+    """
+
+    def __init__(self, run: RunDirectory, directory: Path, *, packed: bool, sample: int | None) -> None:
+        self._run = run
+        self._directory = directory
+        self._packed = packed
+        self._sample = sample
+        self.rows = directory / "rows.pt"
+        self._kept = directory / "density.json"
+
+    def get(
+        self, server: ForkServer, tell: Callable[[Event], None], *, fresh: bool = False
+    ) -> PackingOutcome:
+        """The density; `rows` holds rows for the trials afterwards.
+
+        Args:
+            server: gives the process that packs.
+            tell: hears the progress.
+            fresh: pack again though nothing changed.
+        """
+        from omegaconf import OmegaConf
+
+        from autobatch import __version__
+
+        resolved = self._run.resolved()
+        key = [
+            __version__,
+            data_signature(resolved, self._run.working_dir),
+            self._packed,
+            self._sample,
+        ]
+        kept = self._read_kept()
+        if not fresh and kept is not None and kept.get("key") == key and self.rows.exists():
+            return PackingOutcome(from_json(Density, kept["density"]))
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._kept.unlink(missing_ok=True)
+        config, log, answer = (self._directory / f"packing.{ext}" for ext in ("yaml", "log", "json"))
+        for left_over in (log, answer):
+            left_over.unlink(missing_ok=True)
+        config.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)), encoding="utf-8")
+        last: tuple[int, int] | None = None
+
+        def on_wait() -> None:
+            nonlocal last
+            progress = packing_progress(log)
+            if progress is not None and progress != last:
+                last = progress
+                tell(Packing(*progress))
+
+        ended = server.run(
+            pack_dataset,
+            PackSpec(str(config), self._packed, self._sample, str(self.rows), str(answer)),
+            str(self._run.working_dir),
+            log=log,
+            timeout_s=float("inf"),
+            on_wait=on_wait,
+        )
+        try:
+            said = json.loads(answer.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return PackingOutcome(None, f"the process that packs it ended with status {ended.code}")
+        if "error" in said:
+            return PackingOutcome(None, said["error"])
+        self._kept.write_text(json.dumps({"key": key, "density": said["density"]}), encoding="utf-8")
+        return PackingOutcome(from_json(Density, said["density"]))
+
+    def _read_kept(self) -> dict[str, object] | None:
+        try:
+            kept = json.loads(self._kept.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return kept if isinstance(kept, dict) else None

@@ -1,0 +1,180 @@
+"""Fresh processes at the price of a fork: a server that has torch and torchtune's dependencies imported.
+
+A trial needs a process of its own, so that fragmentation, a leak or a crash never reaches the next
+reading, but a cold start costs 5 to 13 s of imports. `multiprocessing`'s fork server imports once and
+forks from there in 0.05 s.
+
+torchtune itself is not imported in the server: on a machine with a GPU that initialises CUDA
+(`torchtune.utils._import_guard`), and a process forked from one with CUDA initialised can't use it. The
+child imports it in 0.1 s. Should CUDA be initialised in the server all the same, children say so
+(`CudaInherited`) and the server is given up for cold starts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, SpawnContext
+from pathlib import Path
+from typing import Any
+
+#: Imported in the server: what torchtune's own imports take their time for.
+_PRELOAD = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.optim",
+    "torchao",
+    "torchao.quantization",
+    "torchdata.stateful_dataloader",
+    "datasets",
+    "huggingface_hub",
+    "omegaconf",
+    "safetensors.torch",
+    "sentencepiece",
+    "tiktoken",
+    "tokenizers",
+    "autobatch.packing.build",
+    "autobatch.probing.worker",
+)
+
+#: A child that finds CUDA initialised by its parent ends with this status (an unused one of sysexits.h).
+CUDA_INHERITED = 79
+
+#: `torch.cuda.is_available()` then asks NVML and leaves the driver alone, which matters in the server.
+_ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended.
+
+    Attributes:
+        code: exit status; negative: the signal that killed it.
+        timed_out: it was still running at the deadline and was killed.
+        seconds: from asking for it to its end.
+    """
+
+    code: int
+    timed_out: bool
+    seconds: float
+
+
+class ForkServer:
+    """Runs functions in fresh processes, one call at a time.
+
+    Args:
+        environment: set for the server and all its children, on top of this process's. It is set here
+            too: multiprocessing's server is one for each process and inherits from it.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        os.environ.update(_ENVIRONMENT | dict(environment))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(_PRELOAD))
+        self._context: ForkServerContext | SpawnContext = context
+
+    def start(self) -> None:
+        """Begin importing, without waiting for it."""
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+    def run(
+        self,
+        target: Callable[..., None],
+        *arguments: Any,
+        log: Path,
+        timeout_s: float,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> Exit:
+        """Call ``target(*arguments)`` in a fresh process and wait for it.
+
+        Args:
+            target: a module-level function.
+            log: the child's stdout and stderr go there.
+            timeout_s: after that many seconds the child and all its descendants are killed.
+            on_wait: called several times a second meanwhile.
+        """
+        while True:
+            ended = self._run_once(target, arguments, log, timeout_s, on_wait)
+            if ended.code != CUDA_INHERITED or isinstance(self._context, SpawnContext):
+                return ended
+            self._context = multiprocessing.get_context("spawn")
+
+    def _run_once(
+        self,
+        target: Callable[..., None],
+        arguments: tuple[Any, ...],
+        log: Path,
+        timeout_s: float,
+        on_wait: Callable[[], None],
+    ) -> Exit:
+        began = time.monotonic()
+        forked = isinstance(self._context, ForkServerContext)
+        process = self._context.Process(target=_child, args=(target, arguments, str(log), forked))
+        process.start()
+        timed_out = False
+        try:
+            while process.is_alive():
+                process.join(0.1)
+                on_wait()
+                if time.monotonic() - began > timeout_s and process.is_alive():
+                    timed_out = True
+                    break
+        finally:
+            # Whatever ended it: nothing of a trial stays, dataloader and compile workers included.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            if process.is_alive():
+                process.kill()
+            process.join()
+        code = process.exitcode if process.exitcode is not None else -signal.SIGKILL
+        return Exit(code, timed_out, time.monotonic() - began)
+
+
+def _child(target: Callable[..., None], arguments: tuple[Any, ...], log: str, forked: bool) -> None:
+    """First lines of the new process: own session and log, and no outliving the server."""
+    os.setsid()
+    die_with_parent(signal.SIGKILL)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    if forked and _cuda_is_initialised():
+        sys.exit(CUDA_INHERITED)
+    target(*arguments)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send a signal when the parent ends (prctl(2)): a killed job leaves nothing behind."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _cuda_is_initialised() -> bool:
+    """Whether torch or anything else in this process has a CUDA context, or inherited the driver's files.
+
+    /dev/nvidia-uvm is opened by the CUDA driver, not by NVML.
+    """
+    import torch
+
+    if torch.cuda.is_initialized():
+        return True
+    for descriptor in os.listdir("/proc/self/fd"):
+        # The one that lists this folder is closed by now.
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("/dev/nvidia-uvm"):
+                return True
+    return False

@@ -1,0 +1,337 @@
+"""The story of a probe on the node, from the run directory to the answer.
+
+    read the run -> find the device -> pack once -> search: trial after trial -> decide -> write back
+
+Prints nothing: what happens is told through `Event`s. Nothing of the user's is written before the last
+trial has ended; `probe/result.json` comes last and says how it went, also when the answer is no.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from autobatch.edits.files import replace_file
+from autobatch.errors import UsageError
+from autobatch.probing import outcome
+from autobatch.probing.density_store import DensityStore
+from autobatch.probing.events import (
+    Began,
+    Ended,
+    Event,
+    FoundDevice,
+    Packed,
+    Said,
+    Stepped,
+    TrialBegan,
+    TrialEnded,
+)
+from autobatch.probing.forkserver import ForkServer
+from autobatch.probing.journal import Decision, Journal
+from autobatch.probing.meter import MALLOC_ENVIRONMENT, find_device
+from autobatch.probing.search import Answer, Cap, bracket_of, next_step
+from autobatch.probing.stored import find_result
+from autobatch.probing.trial import TrialRunner, TrialSetup, judge, was_killed
+from autobatch.probing.versions import installed_versions
+from autobatch.probing.worker import describe_device
+from autobatch.probing.writeback import write_back
+from autobatch.records import (
+    Density,
+    Device,
+    Limit,
+    Metric,
+    PackingMode,
+    ProbeRequest,
+    ProbeResult,
+    Status,
+    Trial,
+    from_json,
+    to_json,
+)
+from autobatch.runs.directory import RunDirectory, read_run
+from autobatch.runs.fingerprint import fingerprint
+
+RESULT = "result.json"
+JOURNAL = "trials.jsonl"
+
+#: Environment variables that change how much memory the same training takes.
+_MEMORY_ENVIRONMENT = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
+
+
+def run_probe(request: ProbeRequest, tell: Callable[[Event], None] = lambda event: None) -> ProbeResult:
+    """Probe one run, on this machine, in this process and its children.
+
+    Args:
+        request: what is asked.
+        tell: hears what happens.
+
+    Returns:
+        The answer, or why there is none; `probe/result.json` holds the same.
+
+    Raises:
+        RunProblems: the run directory can't be probed; nothing was started.
+        UsageError: another probe of this run is running, or there is no such device.
+        EditError: a file of the user's couldn't be written; the measurements are in the journal.
+    """
+    began = time.monotonic()
+    run = read_run(Path(request.run_dir), request)
+    with _only_one(run.path / "probe"):
+        probe = _Probe(request, run, tell, began)
+        result = probe.carry_out()
+        tell(Ended(result))
+        return result
+
+
+class _Probe:
+    """One attempt at a probe, step by step."""
+
+    def __init__(
+        self, request: ProbeRequest, run: RunDirectory, tell: Callable[[Event], None], began: float
+    ) -> None:
+        self._request = request
+        self._run = run
+        self._tell = tell
+        self._began = began
+        self._directory = run.path / "probe"
+        self._started = _utc_now()
+        self._measured_now = 0
+        if run.script is not None:
+            # The probe must allocate as the training job will.
+            os.environ.update(run.script.exports)
+        self._server = ForkServer(MALLOC_ENVIRONMENT if run.device == "cpu" else {})
+        self._recipe = f"recipe {run.recipe.name}"
+        self._packed = (
+            run.packed if request.packing is PackingMode.CONFIG else (request.packing is PackingMode.PACK)
+        )
+
+    def carry_out(self) -> ProbeResult:
+        run, request = self._run, self._request
+        # Before anything is measured: a file that this version must not overwrite.
+        find_result(self._directory / RESULT)
+        self._tell(Began(run.name, self._recipe, run.notes))
+        self._server.start()
+        device = self._find_device()
+        metric = Metric.RESIDENT if device.kind == "cpu" else request.metric
+        capacity = request.capacity_bytes or device.total_bytes
+        result = ProbeResult(
+            status=Status.CRASHED,
+            message="",
+            request=request,
+            recipe=self._recipe,
+            device=device,
+            metric=metric,
+            capacity_bytes=capacity,
+            target_bytes=int(capacity * request.target_fraction),
+            batch_size_before=run.batch_size,
+            gradient_accumulation_steps=run.gradient_accumulation_steps,
+            fingerprint=self._fingerprint(device),
+            versions=installed_versions(),
+            started=self._started,
+        )
+        self._tell(FoundDevice(device, capacity, result.target_bytes or 0, metric.value))
+        store = DensityStore(run, self._directory, packed=self._packed, sample=request.density_sample)
+        packing = store.get(self._server, self._tell, fresh=request.force)
+        if packing.density is None:
+            return self._end(outcome.packing_failed(result, run, packing.error))
+        result = replace(result, density=packing.density)
+        cap = self._cap(packing.density)
+        self._tell(Packed(packing.density, cap.batch_size, cap.limit.value))
+        if cap.batch_size < 1:
+            return self._end(outcome.too_few_packs(result))
+        return self._search(result, cap, store.rows)
+
+    def _search(self, result: ProbeResult, cap: Cap, rows: Path) -> ProbeResult:
+        assert result.device is not None
+        assert result.metric is not None
+        assert result.target_bytes is not None
+        journal = self._open_journal(result)
+        runner = TrialRunner(
+            self._server,
+            TrialSetup(
+                config=self._run.config,
+                recipe=self._run.recipe.path,
+                working_dir=self._run.working_dir,
+                device=result.device.kind,
+                metric=result.metric,
+                target_bytes=result.target_bytes,
+                rows=rows,
+                packed=self._packed,
+                min_steps=self._request.min_steps,
+                timeout_s=self._request.trial_timeout_s,
+                load_weights=self._request.load_weights,
+                directory=self._directory,
+            ),
+        )
+        trials: list[Trial] = []
+        on_file = {trial.batch_size: trial for trial in journal.trials}
+        while True:
+            step = next_step(trials, target_bytes=result.target_bytes, cap=cap)
+            if isinstance(step, Answer):
+                return self._decide(replace(result, trials=tuple(trials)), step, journal)
+            known = on_file.get(step.batch_size)
+            if known is not None:
+                trial = judge(known, result.metric, result.target_bytes)
+            else:
+                bracket = bracket_of(trials, cap.batch_size)
+                self._tell(
+                    TrialBegan(
+                        step.batch_size,
+                        bracket.fits,
+                        bracket.fails if bracket.fails <= cap.batch_size else None,
+                    )
+                )
+                trial = self._measure(runner, step.batch_size)
+                journal.add_trial(trial)
+                self._measured_now += 1
+            trials.append(trial)
+            self._tell(TrialEnded(trial, resumed=known is not None))
+            if trial.verdict in outcome.ENDS_THE_PROBE:
+                return self._end(outcome.trial_failed(replace(result, trials=tuple(trials)), trial))
+
+    def _measure(self, runner: TrialRunner, batch_size: int) -> Trial:
+        seen = 0
+
+        def on_step(steps: int) -> None:
+            nonlocal seen
+            if steps > seen:
+                seen = steps
+                self._tell(Stepped(batch_size, steps))
+
+        trial = runner.run(batch_size, on_step)
+        if was_killed(trial):
+            self._tell(
+                Said(f"batch_size {batch_size}: the trial was {trial.detail.splitlines()[0]}; once more")
+            )
+            seen = 0
+            trial = runner.run(batch_size, on_step)
+        return trial
+
+    def _decide(self, result: ProbeResult, answer: Answer, journal: Journal) -> ProbeResult:
+        if answer.batch_size is None:
+            return self._end(outcome.nothing_fits(result))
+        before = self._run.batch_size
+        if journal.decision is not None and journal.decision.batch_size == answer.batch_size == before:
+            # Killed, or run again, after finetune.yaml was written: what is in it now is our own value.
+            before = journal.decision.batch_size_before
+        result = outcome.done(replace(result, batch_size_before=before), answer)
+        stored = find_result(self._directory / RESULT)
+        if journal.decision is None or journal.decision.batch_size != answer.batch_size:
+            journal.add_decision(Decision(answer.batch_size, before))
+        written = write_back(self._run, result, self._tell)
+        if self._measured_now == 0 and not written and stored is not None and _same_answer(stored, result):
+            return replace(stored, reused=True)
+        return self._end(replace(result, written=written))
+
+    def _end(self, result: ProbeResult) -> ProbeResult:
+        earlier = sum(trial.seconds for trial in result.trials[: len(result.trials) - self._measured_now])
+        result = replace(result, ended=_utc_now(), seconds=time.monotonic() - self._began + earlier)
+        text = json.dumps(to_json(result), indent=2, ensure_ascii=False) + "\n"
+        replace_file(self._directory / RESULT, text, expected=None)
+        return result
+
+    def _find_device(self) -> Device:
+        if self._run.device == "cpu":
+            device = find_device("cpu", 0)
+        else:
+            from autobatch.probing.components import EventFile
+
+            answer = self._directory / "device.jsonl"
+            answer.unlink(missing_ok=True)
+            self._server.run(
+                describe_device,
+                "cuda",
+                _device_index(str(self._run.resolved().get("device"))),
+                str(answer),
+                log=self._directory / "device.log",
+                timeout_s=self._request.trial_timeout_s,
+            )
+            found = next((event["device"] for event in EventFile(answer).read()), None)
+            device = from_json(Device, found) if found else None
+        if device is None:
+            raise UsageError(
+                f"{self._run.config_path}: device is {self._run.device} and this machine has no such card. "
+                "Probe where the training will run (--cluster slurm, or inside its job with --cluster inline); "
+                "a batch_size measured on CPU memory would say nothing about the card."
+            )
+        return device
+
+    def _cap(self, density: Density) -> Cap:
+        # torchtune drops the last incomplete step: with fewer packs it trains zero steps and exits 0.
+        by_dataset = density.packs // self._run.gradient_accumulation_steps
+        asked = self._request.max_batch_size
+        if asked is not None and asked < by_dataset:
+            return Cap(asked, Limit.MAX_BATCH_SIZE)
+        return Cap(by_dataset, Limit.DATASET)
+
+    def _fingerprint(self, device: Device) -> str:
+        recipe = self._run.recipe
+        extras = {
+            "recipe": f"{recipe.name} {hashlib.sha256(recipe.path.read_bytes()).hexdigest()}",
+            "device": f"{device.kind} {device.name}",
+            "load_weights": str(self._request.load_weights),
+            "packed": str(self._packed),
+            **{name: os.environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
+            **installed_versions(),
+        }
+        return fingerprint(self._run.resolved(), extras)
+
+    def _open_journal(self, result: ProbeResult) -> Journal:
+        key = {
+            "fingerprint": result.fingerprint,
+            "device": to_json(result.device),
+            "min_steps": self._request.min_steps,
+            # A row of an unpacked dataset is as long as its longest example.
+            "longest": None if self._packed or result.density is None else result.density.longest_example,
+        }
+        return Journal(self._directory / JOURNAL, key, fresh=self._request.force)
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Hold the run's lock, which the kernel drops when this process ends.
+
+    Raises:
+        UsageError: another probe holds it, or the directory can't be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        directory.mkdir(exist_ok=True)
+        with FileLock(directory / "lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UsageError(
+            f"{directory}: another probe of this run is under way; wait for it, or end it and try again"
+        ) from error
+    except PermissionError as error:
+        raise UsageError(
+            f"{directory}: can't be written ({error.strerror}); make the run writable"
+        ) from error
+
+
+def _same_answer(one: ProbeResult, two: ProbeResult) -> bool:
+    return (
+        one.status is Status.DONE
+        and (one.batch_size, one.fingerprint, one.target_bytes, one.metric, one.limit)
+        == (two.batch_size, two.fingerprint, two.target_bytes, two.metric, two.limit)
+        and one.density is not None
+        and two.density is not None
+        and replace(one.density, seconds=0) == replace(two.density, seconds=0)
+    )
+
+
+def _device_index(device: str) -> int:
+    """1 of ``cuda:1``, 0 of ``cuda``."""
+    index = device.partition(":")[2]
+    return int(index) if index.isdigit() else 0
+
+
+def _utc_now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,131 @@
+"""What a probe says at its end: status and message for each way it can go. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from autobatch.probing.search import Answer, fit_line
+from autobatch.records import Limit, ProbeResult, Status, Trial, Verdict
+from autobatch.units import format_bytes, format_percent
+
+if TYPE_CHECKING:
+    from autobatch.runs.directory import RunDirectory
+
+#: Verdicts that aren't about batch_size: no further trial would help.
+ENDS_THE_PROBE = (Verdict.TIMED_OUT, Verdict.CRASHED, Verdict.UNSTABLE)
+
+
+def done(result: ProbeResult, answer: Answer) -> ProbeResult:
+    """The largest batch_size that fits, and what keeps it from being larger."""
+    at_answer = next(t for t in result.trials if t.batch_size == answer.batch_size)
+    assert at_answer.peak_bytes is not None
+    assert result.capacity_bytes is not None
+    peak = (
+        f"peak {format_bytes(at_answer.peak_bytes)}, "
+        f"{format_percent(at_answer.peak_bytes, result.capacity_bytes)} of {format_bytes(result.capacity_bytes)}"
+    )
+    reason = {
+        Limit.MEMORY: _what_the_next_did(result, answer),
+        Limit.DATASET: _dataset_is_the_limit(result),
+        Limit.MAX_BATCH_SIZE: "--max-batch-size is the limit, not the memory",
+    }[answer.limit]
+    return replace(
+        result,
+        status=Status.DONE,
+        message=f"batch_size {answer.batch_size} ({peak}); {reason}",
+        batch_size=answer.batch_size,
+        limit=answer.limit,
+        peak_bytes=at_answer.peak_bytes,
+        fit=fit_line(result.trials),
+    )
+
+
+def nothing_fits(result: ProbeResult) -> ProbeResult:
+    """Not even batch_size 1: what it took, and what would help."""
+    assert result.capacity_bytes is not None
+    assert result.target_bytes is not None
+    one = next(t for t in result.trials if t.batch_size == 1)
+    if one.peak_bytes is None:
+        took = "ran out of memory"
+    else:
+        took = f"peaks at {format_bytes(one.peak_bytes)}"
+    limit = (
+        f"{format_bytes(result.target_bytes)} "
+        f"({format_percent(result.target_bytes, result.capacity_bytes)} of {format_bytes(result.capacity_bytes)})"
+    )
+    lines = [f"nothing fits: batch_size 1 {took}, and the target is {limit}."]
+    if one.before_bytes is not None:
+        lines.append(f"{format_bytes(one.before_bytes)} were in use before the first batch.")
+        if one.before_bytes > result.target_bytes:
+            lines.append(
+                "That is over the target by itself: QLoRA, a smaller model or a larger card would help."
+            )
+        else:
+            lines.append(
+                "The rest is activations, gradients and optimizer state: enable_activation_checkpointing: True, "
+                "a smaller tokenizer.max_seq_len, LoRA or QLoRA, or a larger card would help."
+            )
+    return replace(
+        result,
+        status=Status.NOTHING_FITS,
+        message=" ".join(lines),
+        limit=Limit.MEMORY,
+        fit=fit_line(result.trials),
+    )
+
+
+def too_few_packs(result: ProbeResult) -> ProbeResult:
+    """Fewer rows than one optimizer step takes: torchtune would train nothing and exit 0."""
+    density = result.density
+    assert density is not None
+    rows = "packs" if density.packed else "examples"
+    message = (
+        f"the dataset has {density.packs} {rows}, fewer than the gradient_accumulation_steps of "
+        f"{result.gradient_accumulation_steps}: torchtune would train zero steps and save an untrained model. "
+        "Lower gradient_accumulation_steps, or use more data or a smaller tokenizer.max_seq_len."
+    )
+    return replace(result, status=Status.NOTHING_FITS, message=message, limit=Limit.DATASET)
+
+
+def packing_failed(result: ProbeResult, run: RunDirectory, error: str) -> ProbeResult:
+    """The recipe's own dataset couldn't be made."""
+    message = f"{run.config_path}: the dataset can't be packed: {error}\nThe whole output: probe/packing.log"
+    return replace(result, status=Status.CRASHED, message=message)
+
+
+def trial_failed(result: ProbeResult, trial: Trial) -> ProbeResult:
+    """A trial that ended for a reason that isn't memory."""
+    status, what = {
+        Verdict.CRASHED: (Status.CRASHED, "the recipe failed"),
+        Verdict.TIMED_OUT: (
+            Status.TIMED_OUT,
+            f"the trial didn't end within {result.request.trial_timeout_s:g} s (--trial-timeout)",
+        ),
+        Verdict.UNSTABLE: (Status.UNSTABLE, "no peak to measure"),
+    }[trial.verdict]
+    message = f"batch_size {trial.batch_size}: {what}: {trial.detail}\nThe trial's whole output: {trial.log}"
+    return replace(result, status=status, message=message, fit=fit_line(result.trials))
+
+
+def _what_the_next_did(result: ProbeResult, answer: Answer) -> str:
+    assert answer.batch_size is not None
+    assert result.capacity_bytes is not None
+    following = next(t for t in result.trials if t.batch_size == answer.batch_size + 1)
+    name = f"batch_size {following.batch_size}"
+    if following.verdict is Verdict.OUT_OF_MEMORY:
+        return f"{name} ran out of memory"
+    assert following.peak_bytes is not None
+    if following.alloc_retries:
+        return f"at {name} the allocator ran out and had to free its cache"
+    return f"{name} would take {format_percent(following.peak_bytes, result.capacity_bytes)}"
+
+
+def _dataset_is_the_limit(result: ProbeResult) -> str:
+    density = result.density
+    assert density is not None
+    rows = "packs" if density.packed else "examples"
+    return (
+        f"the dataset is the limit, not the memory: {density.packs} {rows} // "
+        f"{result.gradient_accumulation_steps} gradient_accumulation_steps"
+    )

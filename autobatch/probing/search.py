@@ -1,0 +1,230 @@
+"""The search over batch sizes: pure functions of the trials so far, no I/O and no torch.
+
+Peak memory is nearly a line in batch_size, ``peak = fixed + slope * batch_size``, but not quite: full
+fine-tuning is convex and piecewise, some curves have steps, and readings are noisy. So the line only
+*proposes*; what counts is the bracket of measured sizes
+
+    fits               does not fit
+    |------------------|----------------> batch_size
+    b                  b + 1              the answer is b: both were measured
+
+Proposals, in order of preference:
+
+1. Nothing measured yet: the estimate's guess if there is one, else 1.
+2. One peak: the ray from the memory that was in use before the first batch through that peak. It
+   overestimates the slope, since that peak also holds gradients and optimizer state, so the size it
+   proposes is safe on any curve whose later slope isn't above that average.
+3. Two peaks or more: the secant through the one nearest the target and another that is clear of noise.
+   Beyond the largest size that fits, two points aren't trusted further than the ray or four times that
+   size; three on one line are.
+4. The line misled twice and the bracket hardly closed, or it promises a size that ran out of memory: bisect.
+
+Every proposal is clamped into the open bracket, so each trial closes it by at least one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autobatch.records import Fit, Limit, Trial, Verdict
+
+#: Sizes beyond the largest that fits are tried at most this many times larger on two points' word.
+_GROWTH = 4
+
+#: A peak this close to its prediction (as a fraction of the target) confirms the line.
+_CONFIRMED = 0.01
+
+#: Two peaks further apart than this (as a fraction of the target) differ by more than noise.
+_SIGNAL = 0.05
+
+
+@dataclass(frozen=True)
+class Cap:
+    """The largest batch_size worth trying, and what sets it.
+
+    Attributes:
+        batch_size: the cap itself, at least 1.
+        limit: what to name as the limit when the cap fits.
+    """
+
+    batch_size: int
+    limit: Limit
+
+
+@dataclass(frozen=True)
+class Try:
+    """Measure this size next."""
+
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The search is over.
+
+    Attributes:
+        batch_size: the largest size that fits, measured; None when size 1 doesn't.
+        limit: what keeps it from being larger.
+    """
+
+    batch_size: int | None
+    limit: Limit
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """What is known: `fits` fits (0: nothing yet), `fails` doesn't (cap + 1: nothing yet)."""
+
+    fits: int
+    fails: int
+
+    @property
+    def width(self) -> int:
+        return self.fails - self.fits
+
+
+def bracket_of(trials: Sequence[Trial], cap: int) -> Bracket:
+    """The bracket that `trials` leave, for sizes from 1 to `cap`."""
+    fits = max((t.batch_size for t in trials if t.verdict is Verdict.FITS), default=0)
+    fails = min(
+        (t.batch_size for t in trials if t.verdict in (Verdict.OVER_TARGET, Verdict.OUT_OF_MEMORY)),
+        default=cap + 1,
+    )
+    return Bracket(min(fits, cap), min(fails, cap + 1))
+
+
+def next_step(
+    trials: Sequence[Trial], *, target_bytes: int, cap: Cap, guess: int | None = None
+) -> Try | Answer:
+    """What to do after `trials`.
+
+    Args:
+        trials: those that ended with a verdict about memory (fits, over target, out of memory).
+        target_bytes: what the peak may reach.
+        cap: the largest size worth trying.
+        guess: first size to try, from an estimate; a wrong one costs trials and never changes the answer.
+    """
+    bracket = bracket_of(trials, cap.batch_size)
+    if bracket.fits == cap.batch_size:
+        return Answer(bracket.fits, cap.limit)
+    if bracket.width <= 1:
+        return Answer(bracket.fits or None, Limit.MEMORY)
+    if not trials:
+        proposal = guess or 1
+    elif _line_misleads(trials, cap.batch_size, target_bytes):
+        proposal = (bracket.fits + bracket.fails) // 2
+    else:
+        proposal = _propose(trials, bracket, target_bytes)
+    return Try(max(bracket.fits + 1, min(proposal, bracket.fails - 1)))
+
+
+def fit_line(trials: Sequence[Trial]) -> Fit | None:
+    """The least-squares line through the measured peaks; None with fewer than two sizes."""
+    points = _points(trials)
+    if len(points) < 2:
+        return None
+    mean_b = sum(b for b, _ in points) / len(points)
+    mean_peak = sum(peak for _, peak in points) / len(points)
+    spread = sum((b - mean_b) ** 2 for b, _ in points)
+    slope = sum((b - mean_b) * (peak - mean_peak) for b, peak in points) / spread
+    fixed = mean_peak - slope * mean_b
+    residual = max(abs(fixed + slope * b - peak) / peak for b, peak in points)
+    return Fit(fixed, slope, residual)
+
+
+def _points(trials: Sequence[Trial]) -> list[tuple[int, int]]:
+    """(batch_size, peak), ascending; without trials whose allocator was flushing, which cap their peak."""
+    return sorted(
+        (t.batch_size, t.peak_bytes)
+        for t in trials
+        if t.peak_bytes is not None
+        and t.alloc_retries == 0
+        and t.verdict in (Verdict.FITS, Verdict.OVER_TARGET)
+    )
+
+
+def _propose(trials: Sequence[Trial], bracket: Bracket, target_bytes: int) -> int:
+    points = _points(trials)
+    if not points:
+        # Only out of memory so far: size 1 is the one that gives a point for certain.
+        return 1
+    nothing_failed = points[-1][0] <= bracket.fits
+    anchor = points[-1] if nothing_failed else min(points, key=lambda point: abs(point[1] - target_bytes))
+    ray = _ray(trials, anchor, target_bytes)
+    if len(points) == 1:
+        proposal = ray
+    else:
+        proposal = _secant(_partner(points, anchor, target_bytes), anchor, target_bytes)
+        if nothing_failed and not _confirmed(points, target_bytes):
+            proposal = min(proposal, max(ray, _GROWTH * anchor[0]))
+    ran_out = any(t.batch_size == bracket.fails and t.peak_bytes is None for t in trials)
+    if ran_out and proposal >= bracket.fails:
+        # The size above ran out of memory, so there is no peak to interpolate to, and the line says that
+        # it should have fitted: it knows nothing about this stretch.
+        return (bracket.fits + bracket.fails) // 2
+    return proposal
+
+
+def _partner(
+    points: Sequence[tuple[int, int]], anchor: tuple[int, int], target_bytes: int
+) -> tuple[int, int]:
+    """The point nearest to `anchor` whose peak differs by more than noise, on the target's other side if any.
+
+    Two peaks that lie closer than their noise would make a line of any slope.
+    """
+    others = [point for point in points if point != anchor]
+    clear = [point for point in others if abs(point[1] - anchor[1]) >= _SIGNAL * target_bytes]
+    if not clear:
+        return max(others, key=lambda point: abs(point[0] - anchor[0]))
+    across = [point for point in clear if (point[1] > target_bytes) != (anchor[1] > target_bytes)]
+    return min(across or clear, key=lambda point: abs(point[0] - anchor[0]))
+
+
+def _secant(one: tuple[int, int], two: tuple[int, int], target_bytes: int) -> int:
+    """The largest size whose peak is at most the target on the line through two points."""
+    slope = (two[1] - one[1]) / (two[0] - one[0])
+    if slope <= 0:
+        return max(one[0], two[0]) * _GROWTH
+    return math.floor(two[0] + (target_bytes - two[1]) / slope)
+
+
+def _ray(trials: Sequence[Trial], point: tuple[int, int], target_bytes: int) -> int:
+    """The same on the line from the memory before the first batch, at size 0, through `point`."""
+    batch_size, peak = point
+    before = next((t.before_bytes for t in trials if t.batch_size == batch_size), None)
+    if before is None or peak <= before:
+        return batch_size * 2
+    return _secant((0, before), point, target_bytes)
+
+
+def _confirmed(points: Sequence[tuple[int, int]], target_bytes: int) -> bool:
+    """Whether the largest of three points lies on the line through the two before it."""
+    if len(points) < 3:
+        return False
+    (b1, p1), (b2, p2), (b3, p3) = points[-3:]
+    predicted = p2 + (p2 - p1) / (b2 - b1) * (b3 - b2)
+    return abs(predicted - p3) <= _CONFIRMED * target_bytes
+
+
+def _line_misleads(trials: Sequence[Trial], cap: int, target_bytes: int) -> bool:
+    """Whether two trials inside a bracket with both ends known closed it by less than half.
+
+    Only where their peaks were off the line too: near the end, a good line closes the bracket by one
+    from each side, and that is progress.
+    """
+    if len(trials) < 3:
+        return False
+    brackets = [bracket_of(trials[:n], cap) for n in range(len(trials) - 2, len(trials) + 1)]
+    if brackets[0].fails > cap or brackets[0].fits == 0 or brackets[2].width * 2 <= brackets[0].width:
+        return False
+    return all(_is_off_its_line(trials[:n], trials[n], target_bytes) for n in (-2, -1))
+
+
+def _is_off_its_line(earlier: Sequence[Trial], trial: Trial, target_bytes: int) -> bool:
+    line = fit_line(earlier)
+    if line is None or trial.peak_bytes is None:
+        return True
+    predicted = line.fixed_bytes + line.per_sequence_bytes * trial.batch_size
+    return abs(predicted - trial.peak_bytes) > _CONFIRMED * target_bytes

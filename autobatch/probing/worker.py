@@ -1,0 +1,112 @@
+"""Inside a trial's process: the user's recipe, run as `tune run` runs it."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from autobatch.packing.build import PackSpec, build
+from autobatch.probing.components import EventFile, TrialFinished
+from autobatch.probing.meter import find_device
+from autobatch.records import to_json
+
+#: Status of a trial whose recipe raised; what it raised stands in the event file.
+RECIPE_RAISED = 1
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What a trial's process needs to know.
+
+    Attributes:
+        recipe: path of the recipe file.
+        config: path of the config with the trial's components in it.
+        working_dir: where the config's relative paths start.
+        events: path of the event file.
+        device: ``cuda`` or ``cpu``.
+        skip_init: leave freshly made layers uninitialised; the checkpoint overwrites them.
+    """
+
+    recipe: str
+    config: str
+    working_dir: str
+    events: str
+    device: str
+    skip_init: bool
+
+
+def run_recipe(spec: TrialSpec) -> None:
+    """Run the recipe's main function on the trial's config.
+
+    Ends with status 0 after the step counter's last step, else with `RECIPE_RAISED`; a recipe that returns
+    or exits before that has not given a measurement, whatever its status.
+    """
+    events = EventFile(spec.events)
+    enter_run(spec.working_dir, spec.device)
+    sys.argv = [spec.recipe, "--config", spec.config]
+    sys.path.append(str(Path(spec.recipe).parent))
+    try:
+        with _uninitialised() if spec.skip_init else _as_usual():
+            runpy.run_path(spec.recipe, run_name="__main__")
+    except TrialFinished:
+        return
+    except SystemExit as ended:
+        events.append("error", kind="SystemExit", message=f"the recipe ended by itself with {ended.code!r}")
+    except BaseException as error:
+        events.append("error", kind=type(error).__name__, message=str(error))
+        traceback.print_exc()
+    else:
+        events.append("error", kind="SystemExit", message="the recipe ended by itself")
+    # Not sys.exit: destructors of a recipe that failed may hang or fail again.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(RECIPE_RAISED)
+
+
+def describe_device(kind: str, index: int, events: str) -> None:
+    """Write what `find_device` finds; in a process of its own, since it initialises CUDA."""
+    device = find_device(kind, index)
+    EventFile(events).append("device", device=to_json(device) if device else None)
+
+
+def pack_dataset(spec: PackSpec, working_dir: str) -> None:
+    """Pack the dataset, away from any card: a context on it would show in the trials' readings."""
+    enter_run(working_dir, "cpu")
+    build(spec)
+
+
+def enter_run(working_dir: str, device: str) -> None:
+    """Make this process look as if `tune run` had been typed in the run's directory."""
+    os.chdir(working_dir)
+    # torchtune appends the current directory, so that a user's own components are found.
+    sys.path.append(working_dir)
+    if device == "cpu":
+        # torchtune's packed attention mask moves to CUDA whenever a card is visible.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@contextmanager
+def _uninitialised() -> Iterator[None]:
+    """Layers without their random numbers: most of a large model's set-up on CPU, and overwritten."""
+    from torch import nn
+
+    kinds = (nn.Linear, nn.Embedding)
+    originals = [kind.reset_parameters for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.reset_parameters = lambda self: None  # type: ignore[method-assign]
+        yield
+    finally:
+        for kind, original in zip(kinds, originals, strict=True):
+            kind.reset_parameters = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _as_usual() -> Iterator[None]:
+    yield

@@ -1,0 +1,136 @@
+"""The answer into the user's files: `finetune.yaml`, then `runs_plan.md`, each whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from autobatch.edits.files import Change, edit_file
+from autobatch.edits.plan_markdown import PerRun, set_plan_configuration, set_plan_row
+from autobatch.edits.yaml_values import set_values
+from autobatch.errors import EditError
+from autobatch.probing.events import Event, Wrote
+from autobatch.records import Density, PackingMode, ProbeResult
+from autobatch.runs.directory import RunDirectory
+from autobatch.units import format_bytes, format_percent
+
+
+def write_back(run: RunDirectory, result: ProbeResult, tell: Callable[[Event], None]) -> tuple[str, ...]:
+    """Write a result that is done; what stands there already is left as it is.
+
+    Args:
+        run: as it was read when the probe began.
+        result: with batch_size and density.
+        tell: hears of each file that changed.
+
+    Returns:
+        The changed files, relative to the run directory.
+
+    Raises:
+        EditError: a file can't be written, or somebody changed finetune.yaml while it was being measured.
+    """
+    written = []
+    for path, change, create in (
+        (run.config_path, lambda text: _edit_config(text, run, result), None),
+        (run.plan_path, lambda text: _edit_plan(text, run, result), f"# {run.experiment_dir.name}\n"),
+    ):
+        done: Change = edit_file(path, change, create=create)
+        if done.changed:
+            tell(Wrote(str(path), done.diff()))
+            written.append(os.path.relpath(path, run.path))
+    return tuple(written)
+
+
+def _edit_config(text: str, run: RunDirectory, result: ProbeResult) -> str:
+    if text != run.config_text:
+        raise EditError(
+            f"{run.config_path}: changed while it was being measured, so the answer of batch_size "
+            f"{result.batch_size} may not hold for it; nothing was written. Probe again: measurements that "
+            "still hold are reused"
+        )
+    assert result.batch_size is not None
+    values: dict[tuple[str, ...], int | bool] = {("batch_size",): result.batch_size}
+    if result.request.packing is PackingMode.PACK:
+        values[("dataset", "packed")] = True
+    return set_values(text, values, name=str(run.config_path))
+
+
+def _edit_plan(text: str, run: RunDirectory, result: ProbeResult) -> str:
+    name = str(run.plan_path)
+    text = set_plan_row(text, run.name, plan_row(run, result), name=name)
+    return set_plan_configuration(text, plan_bullets(run, result), name=name)
+
+
+def plan_row(run: RunDirectory, result: ProbeResult) -> dict[str, str]:
+    """The run's cells in the section `## Packing Analysis`, by column."""
+    density, device = result.density, result.device
+    assert density is not None
+    assert device is not None
+    assert result.peak_bytes is not None
+    assert result.capacity_bytes is not None
+    planned = "" if result.request.capacity_bytes is None else f" of {format_bytes(result.capacity_bytes)}"
+    share = format_percent(result.peak_bytes, result.capacity_bytes)
+    return {
+        "Model": model_label(run.resolved().get("model")),
+        "Batch Size": str(result.batch_size),
+        "Packed": str(density.packed),
+        "Packing Density": _density_text(density),
+        "Memory Usage": f"{format_bytes(result.peak_bytes)} ({share}{planned})",
+        "GPU Type": device.name if device.kind == "cuda" else f"none (CPU: {device.name})",
+    }
+
+
+def plan_bullets(run: RunDirectory, result: ProbeResult) -> dict[str, Any]:
+    """The bullets of the section `## Configuration`, by label."""
+    density, fit = result.density, result.fit
+    assert density is not None
+    assert result.batch_size is not None
+    reason = "measured with batches of the longest example"
+    if density.packed:
+        reason = "examples are concatenated up to max_seq_len"
+    impact = "one batch_size was measured"
+    if fit is not None:
+        impact = (
+            f"{format_bytes(fit.per_sequence_bytes)} for each sequence of {density.max_seq_len} tokens, whatever "
+            f"the density, on top of {format_bytes(fit.fixed_bytes)}"
+        )
+    accumulation = result.gradient_accumulation_steps
+    effective = result.batch_size * accumulation
+    examples = f", about {effective * density.examples_per_pack:.0f} examples" if density.packed else ""
+    return {
+        "Dataset packing": (
+            f"{density.packed} - {reason}",
+            (
+                f"Packing density: {_density_text(density)}",
+                f"Impact on memory: {impact}",
+            ),
+        ),
+        "Batch sizes": PerRun(run.name, f"{result.batch_size} (measured)"),
+        "Gradient accumulation": PerRun(
+            run.name, f"{accumulation} (effective batch size: {effective} sequences{examples})"
+        ),
+    }
+
+
+def model_label(model: Any) -> str:
+    """``1B`` of a component such as ``lora_llama3_2_1b``, ``0.5B`` of ``qwen2_5_0_5b``; else its name."""
+    component = str(model.get("_component_", "")) if isinstance(model, Mapping) else ""
+    name = component.rpartition(".")[2]
+    size = re.search(r"(?<![\d])(\d+(?:_\d+)?)b(?:_|$)", name)
+    if size is None:
+        return name
+    # In llama3_2_1b the 2 is the version's, in qwen2_5_0_5b the 0 is the size's.
+    digits = size.group(1)
+    if "_" in digits and not digits.startswith("0_"):
+        digits = digits.rpartition("_")[2]
+    return digits.replace("_", ".") + "B"
+
+
+def _density_text(density: Density) -> str:
+    text = f"{density.examples_per_pack:.1f} ex/seq"
+    if density.sampled_examples is None:
+        return text
+    error = f" ± {density.standard_error:.1f}" if density.standard_error is not None else ""
+    return f"about {density.examples_per_pack:.1f}{error} ex/seq (sampled)"

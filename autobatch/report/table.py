@@ -1,0 +1,105 @@
+"""A probe's result as rows and lines of text. Pure; printing is `autobatch.cli`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autobatch.records import Density, Fit, ProbeResult, Trial
+from autobatch.units import format_bytes, format_percent, format_seconds
+
+HEADER = ("batch_size", "peak", "of capacity", "tokens/s", "time", "verdict")
+
+
+def trial_row(trial: Trial, capacity_bytes: int | None) -> tuple[str, ...]:
+    """The cells of one trial, under `HEADER`."""
+    peak, share = "-", "-"
+    if trial.peak_bytes is not None:
+        peak = format_bytes(trial.peak_bytes)
+        share = format_percent(trial.peak_bytes, capacity_bytes) if capacity_bytes else "-"
+    verdict = trial.verdict.value
+    if trial.alloc_retries:
+        verdict += f" ({trial.alloc_retries} allocation retries)"
+    return (
+        str(trial.batch_size),
+        peak,
+        share,
+        f"{trial.tokens_per_second:.0f}" if trial.tokens_per_second is not None else "-",
+        format_seconds(trial.seconds),
+        verdict,
+    )
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned columns, numbers to the right, the last column to the left."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    return [
+        "  ".join(
+            [cell.rjust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)] + [row[-1]]
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def density_line(density: Density) -> str:
+    """How the dataset packs, in a sentence."""
+    if not density.packed:
+        limit = f" (max_seq_len {density.max_seq_len})" if density.max_seq_len else ""
+        return (
+            f"unpacked: {density.examples} examples; the longest has {density.longest_example} tokens{limit}"
+        )
+    about = "about " if density.sampled_examples is not None else ""
+    line = (
+        f"packing density {about}{density.examples_per_pack:.2f} examples per pack: "
+        f"{density.examples} examples in {about}{density.packs} packs of {density.max_seq_len} tokens"
+    )
+    if density.efficiency is not None:
+        line += f", {100 * density.efficiency:.1f} % of them not padding"
+    if density.sampled_examples is not None:
+        error = f" ± {density.standard_error:.2f}" if density.standard_error is not None else ""
+        line += (
+            f" (extrapolated from {density.sampled_examples} examples; standard error{error or ' unknown'})"
+        )
+    return line
+
+
+def fit_line(fit: Fit) -> str:
+    """The fitted line, in a sentence."""
+    return (
+        f"fit: {format_bytes(fit.fixed_bytes)} + {format_bytes(fit.per_sequence_bytes)} for each sequence "
+        f"(largest residual {100 * fit.max_residual_fraction:.2f} %)"
+    )
+
+
+def result_lines(result: ProbeResult) -> list[str]:
+    """The answer, and what stands behind it."""
+    lines = [result.message]
+    if result.density is not None:
+        lines.append(density_line(result.density))
+    if result.fit is not None:
+        lines.append(fit_line(result.fit))
+    if result.written:
+        before = f"batch_size {result.batch_size_before} -> {result.batch_size}; "
+        lines.append(f"written: {before}{', '.join(result.written)}")
+    return lines
+
+
+def report_lines(result: ProbeResult) -> list[str]:
+    """The whole report of a result on file."""
+    request = result.request
+    lines = [f"{request.run_dir}: {result.status.value}, {result.ended}"]
+    lines.append(f"recipe: {result.recipe}")
+    if result.device is not None and result.capacity_bytes and result.target_bytes and result.metric:
+        lines.append(
+            f"device: {result.device.name}; capacity {format_bytes(result.capacity_bytes)}, "
+            f"target {format_bytes(result.target_bytes)} "
+            f"({100 * request.target_fraction:g} %) of {result.metric.value} memory"
+        )
+    if result.trials:
+        rows = [trial_row(trial, result.capacity_bytes) for trial in result.trials]
+        lines += ["", *text_table(HEADER, rows), ""]
+    lines += result_lines(result)
+    lines.append(
+        f"{len(result.trials)} trials, {format_seconds(result.seconds)} in all; "
+        + ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    )
+    return lines

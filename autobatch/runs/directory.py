@@ -1,0 +1,266 @@
+"""Reads a run directory and says everything that is wrong with it, at once.
+
+Read here: `finetune.yaml`, `finetune.slurm`, torchtune's recipe registry, and whether the local files that
+the config names exist. Nothing is written, and neither torch nor torchtune is imported, so that this runs
+on a login node in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from autobatch.errors import RunProblems, UsageError
+from autobatch.records import ProbeRequest
+from autobatch.runs import checks
+from autobatch.runs.config import RunConfig, read_config
+from autobatch.runs.findings import Findings
+from autobatch.runs.recipes import Recipe, resolve_recipe
+from autobatch.runs.slurm_script import SlurmScript, read_script
+
+CONFIG_NAME = "finetune.yaml"
+SCRIPT_NAME = "finetune.slurm"
+PLAN_NAME = "runs_plan.md"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run that can be probed.
+
+    Attributes:
+        path: absolute, symbolic links resolved.
+        name: of the directory, by which `runs_plan.md` knows the run.
+        experiment_dir: the directory above.
+        config_path: `finetune.yaml`.
+        config_text: its text.
+        config: with the overrides of the `tune run` line merged in and interpolations unresolved.
+        script: `finetune.slurm`; None when there is none.
+        recipe: that trains the run.
+        batch_size: as the config says.
+        gradient_accumulation_steps: as the config says.
+        packed: as the config says, for every dataset; `--pack` and `--unpacked` don't change it.
+        max_seq_len: of the tokenizer; None when it has none.
+        device: ``cuda`` or ``cpu``.
+        device_index: of ``cuda:1`` and the like; 0 where the config gives none.
+        dtype: ``bf16``, ``fp32`` or ``fp64``.
+        notes: what the user should be told.
+        working_dir: in which the training job runs, and to which paths in the config are relative.
+        plan_path: `runs_plan.md` of the experiment; it need not exist.
+    """
+
+    path: Path
+    name: str
+    experiment_dir: Path
+    config_path: Path
+    config_text: str
+    config: DictConfig
+    script: SlurmScript | None
+    recipe: Recipe
+    batch_size: int
+    gradient_accumulation_steps: int
+    packed: bool
+    max_seq_len: int | None
+    device: str
+    device_index: int
+    dtype: str
+    notes: tuple[str, ...]
+    working_dir: Path
+    plan_path: Path
+
+    def resolved(self) -> dict[str, Any]:
+        """The config as new plain containers, every interpolation replaced by its value."""
+        container = OmegaConf.to_container(self.config, resolve=True)
+        assert isinstance(container, dict)
+        return {str(key): value for key, value in container.items()}
+
+
+def read_run(
+    run_dir: Path,
+    request: ProbeRequest,
+    *,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> RunDirectory:
+    """Reads and checks a run.
+
+    Args:
+        run_dir: the run directory, or its `finetune.yaml`.
+        request: what is asked of the probe. Its `run_dir` isn't read.
+        environ: variables of the shell from which the job will be submitted. Default: this process's.
+        cwd: where the user is; relative paths are relative to it. Default: the current directory.
+
+    Raises:
+        UsageError: `request` has a value out of range.
+        RunProblems: everything that is wrong with the run.
+    """
+    check_request(request)
+    findings = Findings()
+    cwd = (cwd or Path.cwd()).resolve()
+    path = _find_directory(cwd / run_dir, findings)
+    if path is None:
+        raise RunProblems(findings.problems)
+    script = _read_script(path / SCRIPT_NAME, os.environ if environ is None else environ, findings)
+    working_dir = _working_dir(path, script, findings)
+    config = read_config(path / CONFIG_NAME, script, findings)
+    recipe = None
+    if config or request.recipe or (script and script.tune_run):
+        try:
+            recipe = resolve_recipe(
+                request.recipe,
+                script,
+                config.values if config else {},
+                path,
+                working_dir=working_dir,
+                cwd=cwd,
+            )
+        except RunProblems as error:
+            findings.problems += error.problems
+    run = _checked(path, request, config, script, recipe, working_dir, findings) if config else None
+    if run is None or findings.problems:
+        raise RunProblems(findings.problems)
+    return run
+
+
+def check_request(request: ProbeRequest) -> None:
+    """Raises a `UsageError` that names every value of `request` that is out of range."""
+    wrong = []
+    if not 0 < request.target_fraction <= 1:
+        wrong.append(f"target {request.target_fraction:g} is not in (0, 1]: give a fraction such as 0.70")
+    limits: list[tuple[str, float | None, float]] = [
+        ("--capacity", request.capacity_bytes, 1),
+        ("--max-batch-size", request.max_batch_size, 1),
+        ("--density-sample", request.density_sample, 1),
+        # Adam's state appears at the first step, so that the second is the first whose peak counts.
+        ("--min-steps", request.min_steps, 2),
+    ]
+    wrong += [
+        f"{name} {value:g} is less than {least:g}"
+        for name, value, least in limits
+        if value is not None and value < least
+    ]
+    if not request.trial_timeout_s > 0:
+        wrong.append(f"--trial-timeout {request.trial_timeout_s:g} is not a time: give seconds above 0")
+    if wrong:
+        raise UsageError("\n".join(wrong))
+
+
+def _find_directory(given: Path, findings: Findings) -> Path | None:
+    path = given.resolve()
+    if path.is_file() and path.name == CONFIG_NAME:
+        path = path.parent
+    if not path.exists():
+        findings.problem("no such directory", str(given), "name a run directory, such as runs/run1")
+        return None
+    if not path.is_dir():
+        findings.problem("not a directory", str(given), f"name the directory that holds {CONFIG_NAME}")
+        return None
+    if (path / CONFIG_NAME).is_file():
+        return path
+    runs = sorted(config.parent.name for config in path.glob(f"*/{CONFIG_NAME}"))
+    others = sorted(p.name for pattern in ("*.yaml", "*.yml") for p in path.glob(pattern))
+    if runs:
+        remedy = f"this is an experiment directory; name a run: {', '.join(f'{given / r}' for r in runs[:8])}"
+    elif others:
+        remedy = f"its YAML files are {', '.join(others[:8])}; the config must be called {CONFIG_NAME}"
+    else:
+        remedy = f"name the directory that holds {CONFIG_NAME}"
+    findings.problem(f"no {CONFIG_NAME}", str(given), remedy)
+    return None
+
+
+def _read_script(path: Path, environ: Mapping[str, str], findings: Findings) -> SlurmScript | None:
+    if not path.is_file():
+        return None
+    try:
+        script = read_script(path, environ)
+    except OSError as error:
+        findings.problem(f"can't be read: {error.strerror}", str(path), "check its permissions")
+        return None
+    for note in script.notes:
+        findings.note(note)
+    return script
+
+
+def _working_dir(path: Path, script: SlurmScript | None, findings: Findings) -> Path:
+    """Where the training job runs: `#SBATCH --chdir`, a literal `cd` in the script, or the run directory."""
+    if script is None:
+        return path
+    working_dir = path
+    chdir = script.header.get("chdir")
+    if chdir:
+        working_dir = path / chdir
+        if not working_dir.is_dir():
+            findings.problem(
+                f"--chdir={chdir} is not a directory",
+                script.where(script.header_lines.get("chdir")),
+                "correct it, or remove it to run in the directory from which sbatch is called",
+            )
+    return working_dir / script.directory if script.directory else working_dir
+
+
+def _checked(
+    path: Path,
+    request: ProbeRequest,
+    config: RunConfig,
+    script: SlurmScript | None,
+    recipe: Recipe | None,
+    working_dir: Path,
+    findings: Findings,
+) -> RunDirectory | None:
+    """Runs every check on the config; None when there is no recipe."""
+    checks.check_sections(config, findings)
+    device, device_index, dtype = checks.check_device(config, findings)
+    batch_size = checks.positive_integer(config, "batch_size", findings)
+    steps = checks.positive_integer(config, "gradient_accumulation_steps", findings, default=1)
+    packed = checks.check_packing(config, request.packing, recipe, device, findings)
+    checks.check_files(config, working_dir, request.load_weights, findings)
+    _check_trained_config(config, script, working_dir, findings)
+    if recipe is None:
+        return None
+    for warning in recipe.warnings:
+        findings.note(warning)
+    length = config.get("tokenizer.max_seq_len")
+    return RunDirectory(
+        path=path,
+        name=path.name,
+        experiment_dir=path.parent,
+        config_path=config.path,
+        config_text=config.text,
+        config=config.config,
+        script=script,
+        recipe=recipe,
+        batch_size=batch_size,
+        gradient_accumulation_steps=steps,
+        packed=packed,
+        max_seq_len=length if isinstance(length, int) else None,
+        device=device,
+        device_index=device_index,
+        dtype=dtype,
+        notes=tuple(findings.notes),
+        working_dir=working_dir,
+        plan_path=path.parent / PLAN_NAME,
+    )
+
+
+def _check_trained_config(
+    config: RunConfig, script: SlurmScript | None, working_dir: Path, findings: Findings
+) -> None:
+    """The `tune run` line trains with this `finetune.yaml`, not with another file."""
+    tune_run = script.tune_run if script else None
+    if script is None or tune_run is None or tune_run.config is None or "$" in tune_run.config:
+        return
+    trained = working_dir / tune_run.config
+    where = script.where(tune_run.line)
+    if trained.name != CONFIG_NAME:
+        findings.note(f"{where}: trains with --config {tune_run.config}; the probe reads {CONFIG_NAME}")
+    elif Path(tune_run.config).is_absolute() and trained.resolve() != config.path:
+        findings.problem(
+            f"trains with {tune_run.config}, the config of another run",
+            where,
+            f"write --config {config.path}, or --config {CONFIG_NAME}",
+        )

@@ -1,0 +1,246 @@
+"""Reads `finetune.slurm`: the `#SBATCH` header, the exported variables and the `tune run` line."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from autobatch.runs.shell import Command, Word, assignment, read_commands
+from autobatch.runs.slurm_header import read_header
+
+# Source: torch.distributed.run.get_args_parser (torch 2.13), whose options `tune run` accepts.
+_TORCHRUN_FLAGS = frozenset(
+    {"-h", "--help", "-m", "--module", "--no-python", "--run-path", "--standalone", "--virtual-local-rank"}
+)
+_PRINTING = frozenset({"echo", "printf", ":"})
+_SHELLS = frozenset({"bash", "sh", "dash", "zsh", "ksh"})
+
+
+@dataclass(frozen=True)
+class TuneRun:
+    """One `tune run` line.
+
+    Attributes:
+        recipe: name in torchtune's registry, path or dotted path.
+        config: what follows ``--config``; None when it is missing.
+        overrides: the ``key=value`` and ``~key`` arguments; those in `unknown` are not among them.
+        distributed_args: the torchrun options before the recipe.
+        line: of the script, from 1.
+        unknown: arguments with a shell expansion whose value isn't known here.
+    """
+
+    recipe: str
+    config: str | None
+    overrides: tuple[str, ...]
+    distributed_args: tuple[str, ...]
+    line: int
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def processes(self) -> int | None:
+        """How many processes torchrun starts; None when that can't be known (``gpu``, a variable)."""
+        count = 1
+        for name in ("--nproc-per-node", "--nnodes"):
+            value = _option_value(self.distributed_args, name)
+            if not value.isdigit():
+                return None
+            count *= int(value)
+        return count
+
+
+@dataclass(frozen=True)
+class SlurmScript:
+    """What autobatch reads from `finetune.slurm`.
+
+    Attributes:
+        path: of the script.
+        header: the `#SBATCH` options by their long name, without dashes; a flag's value is empty.
+        header_lines: the line of each option.
+        tune_run: the training; None when the script has no `tune run`.
+        exports: variables that the training sees because the script sets them to a literal value.
+        export_lines: the line of each.
+        directory: where the script changes to before the training, when it says so literally.
+        notes: what had to be assumed, for the user to hear.
+    """
+
+    path: Path
+    header: dict[str, str] = field(default_factory=dict)
+    header_lines: dict[str, int] = field(default_factory=dict)
+    tune_run: TuneRun | None = None
+    exports: dict[str, str] = field(default_factory=dict)
+    export_lines: dict[str, int] = field(default_factory=dict)
+    directory: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def where(self, line: int | None) -> str:
+        """``path:line``, or the path alone."""
+        return f"{self.path}:{line}" if line else str(self.path)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A `tune run` and the state of the script in which it runs."""
+
+    tune_run: TuneRun
+    exports: Mapping[str, tuple[str, int]]
+    directory: str | None
+
+
+def read_script(path: Path, environ: Mapping[str, str] | None = None) -> SlurmScript:
+    """Reads a batch script.
+
+    Args:
+        path: the script.
+        environ: variables of the shell that submits it. sbatch hands them on to the job.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    return parse_script(path.read_text(encoding="utf-8", errors="replace"), path, environ)
+
+
+def parse_script(text: str, path: Path, environ: Mapping[str, str] | None = None) -> SlurmScript:
+    """`read_script` on the text of a script; `path` is what messages call it."""
+    header, header_lines = read_header(text)
+    # The job has SLURM_* variables of its own; those of the submitting shell say nothing about it.
+    known = {name: value for name, value in (environ or {}).items() if not name.startswith("SLURM_")}
+    trainings = list(_trainings(text, known))
+    notes: list[str] = []
+    chosen = _choose(trainings, path, notes)
+    if chosen is None:
+        commands = list(read_commands(text, known))
+        exports = commands[-1].exports if commands else {}
+    else:
+        exports = chosen.exports
+    return SlurmScript(
+        path=path,
+        header=header,
+        header_lines=header_lines,
+        tune_run=chosen.tune_run if chosen else None,
+        exports={name: value for name, (value, _) in exports.items()},
+        export_lines={name: line for name, (_, line) in exports.items()},
+        directory=chosen.directory if chosen else None,
+        notes=tuple(notes),
+    )
+
+
+def _choose(trainings: list[_Training], path: Path, notes: list[str]) -> _Training | None:
+    if not trainings:
+        return None
+    named = [t for t in trainings if PurePosixPath(t.tune_run.config or "").name == "finetune.yaml"]
+    chosen = (named or trainings)[0]
+    line = chosen.tune_run.line
+    if len(trainings) > 1:
+        why = "its --config is finetune.yaml" if named else "it is the first; no --config is finetune.yaml"
+        lines = ", ".join(str(t.tune_run.line) for t in trainings)
+        notes.append(f"{path}:{line}: of the `tune run` on lines {lines}, this one is taken: {why}")
+    return chosen
+
+
+def _trainings(text: str, environ: Mapping[str, str], first_line: int = 1) -> Iterator[_Training]:
+    directory: PurePosixPath | None = None
+    for command in read_commands(text, environ, first_line):
+        words = command.words
+        first = words[0].text
+        if first == "cd" and len(words) == 2:
+            directory = None if words[1].unknown else (directory or PurePosixPath()) / words[1].text
+        if first in _PRINTING:
+            continue
+        start = _tune_run_index(words)
+        if start is not None:
+            tune_run = _parse_tune_run(words[start:])
+            if tune_run:
+                yield _Training(
+                    tune_run,
+                    {**command.exports, **_inline_exports(words[:start])},
+                    str(directory) if directory else None,
+                )
+        elif nested := _shell_argument(words):
+            for training in _trainings(nested.text, command.variables, nested.line):
+                yield _Training(
+                    training.tune_run,
+                    {**_inherited(command), **training.exports},
+                    training.directory or (str(directory) if directory else None),
+                )
+
+
+def _inherited(command: Command) -> dict[str, tuple[str, int]]:
+    return {**command.exports, **_inline_exports(command.words)}
+
+
+def _inline_exports(words: tuple[Word, ...]) -> dict[str, tuple[str, int]]:
+    """Variables set for one command: ``NAME=value tune run ...``, ``env NAME=value tune run ...``."""
+    found = {}
+    for word in words:
+        pair = assignment(word)
+        if pair and not word.unknown:
+            found[pair[0]] = (pair[1], word.line)
+    return found
+
+
+def _tune_run_index(words: tuple[Word, ...]) -> int | None:
+    """Index of the `run` in ``tune run`` or ``python -m torchtune._cli.tune run``."""
+    texts = [word.text for word in words]
+    for index in range(1, len(texts)):
+        program = texts[index - 1]
+        if texts[index] == "run" and (
+            PurePosixPath(program).name == "tune"
+            or (program == "torchtune._cli.tune" and texts[index - 2] == "-m")
+        ):
+            return index
+    return None
+
+
+def _shell_argument(words: tuple[Word, ...]) -> Word | None:
+    """The script in ``bash -c SCRIPT``."""
+    is_shell = False
+    for word, following in itertools.pairwise(words):
+        is_shell = is_shell or PurePosixPath(word.text).name in _SHELLS
+        if is_shell and re.fullmatch(r"-[a-z]*c", word.text):
+            return following
+    return None
+
+
+def _parse_tune_run(words: tuple[Word, ...]) -> TuneRun | None:
+    """`words` begin with ``run``."""
+    line = words[0].line
+    rest = list(words[1:])
+    distributed: list[str] = []
+    while rest and rest[0].text.startswith("-"):
+        option = rest.pop(0).text
+        distributed.append(option)
+        takes_value = "=" not in option and _dashed(option) not in _TORCHRUN_FLAGS
+        if takes_value and not re.fullmatch(r"-[rt].+", option) and rest:
+            distributed.append(rest.pop(0).text)
+    if not rest:
+        return None
+    recipe = rest.pop(0).text
+    config = None
+    overrides: list[str] = []
+    unknown: list[str] = []
+    while rest:
+        word = rest.pop(0)
+        if word.text == "--config" and rest:
+            config = rest.pop(0).text
+        elif word.text.startswith("--config="):
+            config = word.text.removeprefix("--config=")
+        else:
+            (unknown if word.unknown else overrides).append(word.text)
+    return TuneRun(recipe, config, tuple(overrides), tuple(distributed), line, tuple(unknown))
+
+
+def _dashed(option: str) -> str:
+    return option.replace("_", "-")
+
+
+def _option_value(arguments: tuple[str, ...], name: str) -> str:
+    """Value of a torchrun option, ``1`` when it isn't given; argparse takes any unique prefix of a name."""
+    value = "1"
+    for index, argument in enumerate(arguments):
+        given, has_value, inline = argument.partition("=")
+        if len(given) > 4 and given.startswith("--") and name.startswith(_dashed(given)):
+            value = inline if has_value else "".join(arguments[index + 1 : index + 2])
+    return value
