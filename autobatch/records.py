@@ -172,7 +172,8 @@ class Trial:
         step_peaks_bytes: `peak_bytes` as it stood after each optimizer step.
         alloc_retries: times the CUDA allocator had to flush its cache; a trial with any doesn't fit.
         tokens_per_second: of the last step, as the recipe logs it.
-        seconds: from starting the process to its end.
+        seconds: from asking for the process to its end.
+        start_seconds: of that, until torchtune is imported and the recipe begins.
         training_seconds: of that, in optimizer steps.
         detail: for a trial that crashed or ran out of memory: the recipe's own error.
         log: file with the trial's output, relative to the run directory.
@@ -187,6 +188,7 @@ class Trial:
     alloc_retries: int = 0
     tokens_per_second: float | None = None
     seconds: float = 0.0
+    start_seconds: float | None = None
     training_seconds: float = 0.0
     detail: str = ""
     log: str = ""

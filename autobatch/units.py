@@ -37,8 +37,11 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """``55.1 GiB`` from 1 GiB on, else ``512.0 MiB``."""
-    return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"
+    """``55.1 GiB`` or ``1.02 GiB`` from 1 GiB on, else ``512.0 MiB``."""
+    if abs(size) < 2**30:
+        return f"{size / 2**20:.1f} MiB"
+    gib = size / 2**30
+    return f"{gib:.1f} GiB" if abs(gib) >= 10 else f"{gib:.2f} GiB"
 
 
 def format_percent(part: float, whole: float) -> str:

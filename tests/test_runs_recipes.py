@@ -13,7 +13,10 @@ from autobatch.runs.recipes import Recipe, infer_name, resolve_recipe
 from autobatch.runs.slurm_script import SlurmScript, parse_script
 from autobatch.runs.torchtune_source import can_pack, is_missing, registered_recipes, similar
 
-LORA: dict[str, Any] = {"model": {"_component_": "torchtune.models.llama3_2.lora_llama3_2_1b"}, "optimizer": {}}
+LORA: dict[str, Any] = {
+    "model": {"_component_": "torchtune.models.llama3_2.lora_llama3_2_1b"},
+    "optimizer": {},
+}
 RECIPES = registered_recipes()
 
 
@@ -41,9 +44,7 @@ def test_inference_gives_the_recipe_that_torchtune_lists(name: str, config: Path
     assert infer_name(yaml.safe_load(config.read_text())) == name
 
 
-@pytest.mark.parametrize(
-    "name", ["full_dpo_distributed", "qat_distributed", "qat_lora_finetune_distributed"]
-)
+@pytest.mark.parametrize("name", ["full_dpo_distributed", "qat_distributed", "qat_lora_finetune_distributed"])
 def test_inference_of_recipes_that_exist_only_distributed(name: str) -> None:
     assert {infer_name(yaml.safe_load(c.read_text())) for c in RECIPES[name].configs} == {name}
 
@@ -162,7 +163,9 @@ def test_an_edited_recipe_is_another(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what", "remedy"),
     [
-        pytest.param("lora_finetune_single", "no recipe", "did you mean lora_finetune_single_device", id="typo"),
+        pytest.param(
+            "lora_finetune_single", "no recipe", "did you mean lora_finetune_single_device", id="typo"
+        ),
         pytest.param("nope.py", "no recipe 'nope.py'", "the path of a recipe file", id="no-file"),
         pytest.param("generate", "not a training recipe", "lora_finetune_single_device", id="generate"),
         pytest.param("eleuther_eval", "not a training recipe", "--recipe NAME", id="evaluation"),
@@ -170,7 +173,10 @@ def test_an_edited_recipe_is_another(tree: Path) -> None:
         pytest.param("dev/generate_v2", "not a training recipe", "--recipe NAME", id="dev"),
         pytest.param("ppo_full_finetune_single_device", "rollouts", "autobatch measures", id="ppo"),
         pytest.param(
-            "lora_finetune_distributed", "one device so far", "--recipe lora_finetune_single_device", id="distributed"
+            "lora_finetune_distributed",
+            "one device so far",
+            "--recipe lora_finetune_single_device",
+            id="distributed",
         ),
         pytest.param("full_dpo_distributed", "one device so far", "by hand", id="only-distributed"),
     ],
@@ -193,7 +199,9 @@ def test_recipes_that_cannot_be_measured(
 def test_several_processes_are_refused(tree: Path) -> None:
     slurm = script("tune run --nproc_per_node 4 mine.py --config finetune.yaml", tree)
     problem = problem_of(None, slurm, LORA, tree)
-    assert problem.what == "`tune run --nproc_per_node 4` starts 4 processes; autobatch probes one device so far"
+    assert (
+        problem.what == "`tune run --nproc_per_node 4` starts 4 processes; autobatch probes one device so far"
+    )
 
 
 def test_several_processes_with_the_option_are_said(tree: Path) -> None:

@@ -12,7 +12,7 @@ from autobatch.runs.shell import read_commands
 from autobatch.runs.slurm_header import read_header
 from autobatch.runs.slurm_script import SlurmScript, TuneRun, parse_script, read_script
 
-ENVIRON = {"HOME": "/home/ada", "SCRATCH": "/scratch", "EMPTY": "", "SLURM_JOB_ID": "7"}
+ENVIRON = {"HOME": "/home/ada", "SCRATCH": "/scratch", "EMPTY": "", "SLURM_JOB_ID": "7", "PWD": "/here"}
 
 
 def parse(text: str) -> SlurmScript:
@@ -83,9 +83,7 @@ PLAIN = TuneRun("lora", "finetune.yaml", (), (), 1)
         pytest.param(f"exec {TRAIN}", PLAIN, id="exec"),
         pytest.param(f"time srun {TRAIN} &", PLAIN, id="time"),
         pytest.param(f"/opt/env/bin/{TRAIN}", PLAIN, id="absolute-tune"),
-        pytest.param(
-            "python -m torchtune._cli.tune run lora --config finetune.yaml", PLAIN, id="python-m"
-        ),
+        pytest.param("python -m torchtune._cli.tune run lora --config finetune.yaml", PLAIN, id="python-m"),
         pytest.param(f"A=1 B='2 3' {TRAIN}", PLAIN, id="assignments-before"),
         pytest.param(f"cd x && {TRAIN} > log 2>&1 || exit 1", PLAIN, id="and-or-redirections"),
         pytest.param(f"{TRAIN} 2>&1 | tee log", PLAIN, id="pipe"),
@@ -115,15 +113,18 @@ PLAIN = TuneRun("lora", "finetune.yaml", (), (), 1)
             id="command-substitution-makes-unknown",
         ),
         pytest.param(
+            'A=(x y)\nB=1; B+=2\ntune run lora --config $PWD/finetune.yaml a=$A b=$B "${A[@]}"',
+            TuneRun("lora", "$PWD/finetune.yaml", (), (), 3, ("a=$A", "b=$B", "${A[@]}")),
+            id="arrays-appending-and-what-the-job-sets-anew",
+        ),
+        pytest.param(
             "tune run lora --config finetune.yaml model.lora_rank=16 ~lr_scheduler 'a.b=${c}'",
             TuneRun("lora", "finetune.yaml", ("model.lora_rank=16", "~lr_scheduler", "a.b=${c}"), (), 1),
             id="overrides",
         ),
         pytest.param(
             "tune run --nproc_per_node 4 --nnodes=2 --standalone lora --config finetune.yaml",
-            TuneRun(
-                "lora", "finetune.yaml", (), ("--nproc_per_node", "4", "--nnodes=2", "--standalone"), 1
-            ),
+            TuneRun("lora", "finetune.yaml", (), ("--nproc_per_node", "4", "--nnodes=2", "--standalone"), 1),
             id="torchrun-options",
         ),
     ],
@@ -224,7 +225,9 @@ def test_directory(before: str, directory: str | None) -> None:
 
 def test_windows_line_ends_and_other_encodings(tmp_path: Path) -> None:
     path = tmp_path / "finetune.slurm"
-    path.write_bytes(b"#!/bin/bash\r\n#SBATCH -p gpu\r\n# caf\xe9\r\ntune run lora \\\r\n  --config finetune.yaml\r\n")
+    path.write_bytes(
+        b"#!/bin/bash\r\n#SBATCH -p gpu\r\n# caf\xe9\r\ntune run lora \\\r\n  --config finetune.yaml\r\n"
+    )
     script = read_script(path)
     assert script.header == {"partition": "gpu"}
     assert script.tune_run == TuneRun("lora", "finetune.yaml", (), (), 4)

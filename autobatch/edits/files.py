@@ -93,19 +93,26 @@ def replace_file(path: str | os.PathLike[str], text: str, *, expected: str | Non
     """
     try:
         target = Path(path).resolve()
-        status = target.stat() if target.exists() else None
+        status = _stat(target)
         if status is not None and not stat.S_ISREG(status.st_mode):
             raise EditError(f"{path}: isn't a regular file: give the path of a file")
         if status is not None and not os.access(target, os.W_OK):
             raise EditError(f"{path}: is write-protected: make it writable (chmod u+w), then run again")
         _replace(target, text, status, lambda: _refuse_unexpected(target, path, expected))
     except (OSError, RuntimeError) as error:
-        # Path.resolve raises RuntimeError for a loop of links.
+        # Before Python 3.13, Path.resolve raises RuntimeError for a loop of links.
         why = getattr(error, "strerror", None) or str(error)
         raise EditError(
             f"{path}: can't be written ({why}): the file is as it was; make room and check the permissions "
             "of its directory, then run again"
         ) from error
+
+
+def _stat(target: Path) -> os.stat_result | None:
+    try:
+        return target.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _refuse_unexpected(target: Path, path: str | os.PathLike[str], expected: str | None) -> None:

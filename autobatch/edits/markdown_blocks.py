@@ -48,13 +48,14 @@ class Bullet:
 
     Attributes:
         start: line of the marker.
-        paragraph_end: line behind the paragraph.
+        value_end: line behind those that the author meant as the bullet's text: an unindented line below
+            belongs to the paragraph all the same, and has often only lost the blank line above it.
         end: line behind all that it holds.
         bullets: of the lists inside.
     """
 
     start: int
-    paragraph_end: int
+    value_end: int
     end: int
     bullets: tuple[Bullet, ...] = ()
 
@@ -99,19 +100,31 @@ class Row:
         """Replaces the cell at `column` unless it reads `value` already; keeps its width if it can."""
         self._reach(column + 1)
         if self.get(column) != value:
-            self.cells[column] = pad_cell(value, len(self.cells[column]) - 2)
+            cell = pad_cell(value, len(self.cells[column]) - 2)
+            if column == len(self.cells) - 1 and not self.trailing:
+                cell = cell.rstrip()
+            self.cells[column] = cell if column or self.leading else cell.lstrip()
 
     def insert(self, column: int, cell: str) -> None:
         """Inserts a cell before `column`; a row too short for that gets empty cells."""
         self._reach(column)
-        self.leading = self.leading or column == 0
-        self.trailing = self.trailing or column == len(self.cells)
+        if column == 0 and not self.leading:
+            self.leading = True
+            self.cells[:1] = [f" {first}" for first in self.cells[:1]]
+        if column == len(self.cells):
+            self._close()
         self.cells.insert(column, cell)
 
     def _reach(self, length: int) -> None:
         if len(self.cells) < length:
+            self._close()
             self.cells += ["  "] * (length - len(self.cells))
+
+    def _close(self) -> None:
+        """Ends the row with a pipe, for an empty cell at its end would be none without it."""
+        if not self.trailing:
             self.trailing = True
+            self.cells[-1:] = [f"{last} " for last in self.cells[-1:]]
 
 
 def pad_cell(value: str, width: int) -> str:
@@ -195,7 +208,10 @@ class Blocks:
             start, end = _range(token)
             if paragraph.type == "paragraph_open" and _LIST_MARKER.match(self.lines[start]):
                 end = self.last_line(start, end)
-                yield Bullet(start, _range(paragraph)[1], end, tuple(self._nested(i)))
+                value_end = start + 1
+                while value_end < _range(paragraph)[1] and self.lines[value_end].startswith((" ", "\t")):
+                    value_end += 1
+                yield Bullet(start, value_end, end, tuple(self._nested(i)))
 
     def _nested(self, item: int) -> Iterator[Bullet]:
         level = self._tokens[item].level

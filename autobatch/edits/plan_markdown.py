@@ -227,7 +227,7 @@ def _set_sub_bullet(text: str, label: str, sub_bullet: str) -> str:
     if parent.bullets:
         return _append(blocks, parent.bullets, sub_bullet)
     indent = " " * len(_marker(blocks, parent).expandtabs(4))
-    return blocks.insert(parent.paragraph_end, [f"{indent}- {sub_bullet}"])
+    return _add_bullet(blocks, parent.value_end, f"{indent}- {sub_bullet}")
 
 
 def _configuration(blocks: Blocks) -> Section | None:
@@ -243,7 +243,7 @@ def _find(blocks: Blocks, bullets: list[Bullet] | tuple[Bullet, ...], label: str
 
 
 def _set_value(blocks: Blocks, bullet: Bullet, value: str | PerRun) -> str:
-    lines = blocks.lines[bullet.start : bullet.paragraph_end]
+    lines = blocks.lines[bullet.start : bullet.value_end]
     match = _BULLET.match(lines[0])
     if match is None:
         raise ValueError(f"{lines[0]!r} is no bullet with a label")
@@ -255,11 +255,18 @@ def _set_value(blocks: Blocks, bullet: Bullet, value: str | PerRun) -> str:
         return "".join(blocks.lines)
     line_end = lines[-1][len(lines[-1].rstrip("\r\n")) :]
     new = lines[0][: match.end("colon")] + (f" {wanted}" if wanted else "") + line_end
-    return "".join([*blocks.lines[: bullet.start], new, *blocks.lines[bullet.paragraph_end :]])
+    return "".join([*blocks.lines[: bullet.start], new, *blocks.lines[bullet.value_end :]])
 
 
 def _append(blocks: Blocks, bullets: tuple[Bullet, ...], text: str) -> str:
-    return blocks.insert(bullets[-1].end, [(_marker(blocks, bullets[-1]) + text).rstrip()])
+    return _add_bullet(blocks, bullets[-1].end, (_marker(blocks, bullets[-1]) + text).rstrip())
+
+
+def _add_bullet(blocks: Blocks, at: int, bullet: str) -> str:
+    """Adds a line to a list, and a blank one when what follows would become a part of the bullet."""
+    below = blocks.lines[at] if at < len(blocks.lines) else ""
+    is_apart = not below.strip() or re.match(r"[ \t]|[-*+][ \t]|#", below)
+    return blocks.insert(at, [bullet] if is_apart else [bullet, ""])
 
 
 def _marker(blocks: Blocks, bullet: Bullet) -> str:

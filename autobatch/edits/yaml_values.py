@@ -149,8 +149,6 @@ def _owner(root: Use, path: Path, name: str) -> Use:
                 f"{name}:{use.line}: {where} isn't a mapping, so it can't hold {path[-1]}: "
                 f"set {'.'.join(path)} by hand"
             )
-        if use.is_alias:
-            raise _shared(name, path, use.line, use.line)
         if use.node.aliases:
             raise _shared(name, path, use.line, use.node.aliases[0].line)
     return use

@@ -6,6 +6,7 @@ The rows are stored for the trials (`StoredRows` reads them) and the density is 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -44,12 +45,18 @@ class DoesNotPack(Exception):
 
 
 def build(spec: PackSpec) -> None:
-    """Write the rows and ``{"density": ...}``, or ``{"error": ..., "kind": ...}``."""
+    """Write the rows, and ``{"density": ..., "held_bytes": ...}`` or ``{"error": ..., "kind": ...}``.
+
+    `held_bytes` is what the dataset adds to the resident set of the process that trains with it.
+    """
     began = time.monotonic()
     try:
-        density, rows = _packed(spec) if spec.packed else _longest(spec)
+        density, rows, held = _packed(spec) if spec.packed else _longest(spec)
         _store(rows, Path(spec.rows))
-        answer: dict[str, Any] = {"density": to_json(replace(density, seconds=time.monotonic() - began))}
+        answer: dict[str, Any] = {
+            "density": to_json(replace(density, seconds=time.monotonic() - began)),
+            "held_bytes": max(0, held),
+        }
     except Exception as error:
         import traceback
 
@@ -58,8 +65,9 @@ def build(spec: PackSpec) -> None:
     Path(spec.answer).write_text(json.dumps(answer), encoding="utf-8")
 
 
-def _packed(spec: PackSpec) -> tuple[Density, list[dict[str, Any]]]:
+def _packed(spec: PackSpec) -> tuple[Density, list[dict[str, Any]], int]:
     config, tokenizer = _load(spec)
+    before = _resident_bytes()
     max_seq_len = int(tokenizer.max_seq_len)
     if spec.sample is not None:
         return _sampled(config, tokenizer, spec.sample, max_seq_len)
@@ -67,19 +75,22 @@ def _packed(spec: PackSpec) -> tuple[Density, list[dict[str, Any]]]:
     rows = list(_rows(dataset))
     if not rows:
         raise ValueError("the dataset has no examples")
-    return density_of([_read_pack(row) for row in rows], max_seq_len), rows
+    held = _resident_bytes() - before
+    return density_of([_read_pack(row) for row in rows], max_seq_len), rows, held
 
 
 def _sampled(
     config: Any, tokenizer: Any, sample: int, max_seq_len: int
-) -> tuple[Density, list[dict[str, Any]]]:
+) -> tuple[Density, list[dict[str, Any]], int]:
     from torch.utils.data import Subset
     from torchtune.datasets import PackedDataset
 
+    before = _resident_bytes()
     dataset = _dataset(config, tokenizer, {"packed": False})
     first = _sections(config)[0]
     # text_completion_dataset is the one component that splits examples across packs unless told otherwise.
     split = first.get("split_across_pack", "text_completion_dataset" in str(first.get("_component_")))
+    unpacked = _resident_bytes()
     blocks, rows = [], []
     chosen = blocks_to_sample(len(dataset), sample)
     for block in chosen:
@@ -88,20 +99,22 @@ def _sampled(
         )
         blocks.append([_read_pack(row) for row in packed])
         rows.extend(packed)
+    packs_held = _resident_bytes() - unpacked
     density = density_from_blocks(
         blocks,
         examples=len(dataset),
         sampled_examples=sum(len(block) for block in chosen),
         max_seq_len=max_seq_len,
     )
-    return density, rows
+    return density, rows, unpacked - before + packs_held * density.packs // len(rows)
 
 
-def _longest(spec: PackSpec) -> tuple[Density, list[dict[str, Any]]]:
+def _longest(spec: PackSpec) -> tuple[Density, list[dict[str, Any]], int]:
     """The longest example alone: a batch of it is the largest that an unpacked dataset can give."""
     from tqdm import tqdm
 
     config, tokenizer = _load(spec)
+    before = _resident_bytes()
     dataset = _dataset(config, tokenizer, {"packed": False} if _accepts_packed(config) else {})
     count = len(dataset)
     sample = blocks_to_sample(count, spec.sample) if spec.sample is not None else [range(count)]
@@ -124,7 +137,12 @@ def _longest(spec: PackSpec) -> tuple[Density, list[dict[str, Any]]]:
         longest_example=longest,
         sampled_examples=len(chosen) if spec.sample is not None else None,
     )
-    return density, [_plain(row)]
+    return density, [_plain(row)], _resident_bytes() - before
+
+
+def _resident_bytes() -> int:
+    """Resident set of this process: the second field of /proc/self/statm, in pages (proc(5))."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _load(spec: PackSpec) -> tuple[Any, Any]:

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autobatch.probing.meter import meter_for
+from autobatch.probing.meter import CpuMeter, meter_for
+from autobatch.records import Metric
 
 
 class TrialFinished(BaseException):
@@ -128,17 +129,34 @@ class StoredRows:
         tokenizer: torchtune passes it, by position or by name; the rows are tokenized already.
         path: file written by `autobatch.packing.build`.
         rows: length of the dataset.
+        held_bytes: resident memory that the real dataset takes. Where the model is in the same memory, as
+            much is taken here.
         events: path of the trial's event file.
         device: ``cuda`` or ``cpu``.
         packed: kept in the section because recipes read it from there.
     """
 
     def __init__(
-        self, tokenizer: Any = None, *, path: str, rows: int, events: str, device: str, packed: bool, **_: Any
+        self,
+        tokenizer: Any = None,
+        *,
+        path: str,
+        rows: int,
+        held_bytes: int,
+        events: str,
+        device: str,
+        packed: bool,
+        **_: Any,
     ) -> None:
         import torch
 
+        meter = CpuMeter()
+        before = meter.read().current_bytes[Metric.RESIDENT.value]
         self._rows: list[dict[str, Any]] = torch.load(path, weights_only=True)
+        if device == "cpu":
+            taken = meter.read().current_bytes[Metric.RESIDENT.value] - before
+            # Ones, for pages of zeros that nobody wrote aren't resident.
+            self._held = torch.ones(max(0, held_bytes - taken), dtype=torch.uint8)
         self._length = rows
         self._events = EventFile(events)
         self._device = device

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autobatch.packing.build import PackSpec
 from autobatch.packing.logs import packing_progress
@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackingOutcome:
-    """The density, or why there is none."""
+    """The density, or why there is none.
+
+    Attributes:
+        density: how the dataset packs.
+        held_bytes: resident memory that the dataset takes in the process that trains with it.
+        error: why there is no density.
+    """
 
     density: Density | None
+    held_bytes: int = 0
     error: str = ""
 
 
@@ -69,7 +76,7 @@ class DensityStore:
         ]
         kept = self._read_kept()
         if not fresh and kept is not None and kept.get("key") == key and self.rows.exists():
-            return PackingOutcome(from_json(Density, kept["density"]))
+            return PackingOutcome(from_json(Density, kept["density"]), kept["held_bytes"])
         self._directory.mkdir(parents=True, exist_ok=True)
         self._kept.unlink(missing_ok=True)
         config, log, answer = (self._directory / f"packing.{ext}" for ext in ("yaml", "log", "json"))
@@ -96,13 +103,13 @@ class DensityStore:
         try:
             said = json.loads(answer.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return PackingOutcome(None, f"the process that packs it ended with status {ended.code}")
+            return PackingOutcome(None, error=f"the process that packs it ended with status {ended.code}")
         if "error" in said:
-            return PackingOutcome(None, said["error"])
-        self._kept.write_text(json.dumps({"key": key, "density": said["density"]}), encoding="utf-8")
-        return PackingOutcome(from_json(Density, said["density"]))
+            return PackingOutcome(None, error=said["error"])
+        self._kept.write_text(json.dumps({"key": key, **said}), encoding="utf-8")
+        return PackingOutcome(from_json(Density, said["density"]), said["held_bytes"])
 
-    def _read_kept(self) -> dict[str, object] | None:
+    def _read_kept(self) -> dict[str, Any] | None:
         try:
             kept = json.loads(self._kept.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -146,6 +147,7 @@ def _child(target: Callable[..., None], arguments: tuple[Any, ...], log: str, fo
     """First lines of the new process: own session and log, and no outliving the server."""
     os.setsid()
     die_with_parent(signal.SIGKILL)
+    _die_with_job()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -153,6 +155,22 @@ def _child(target: Callable[..., None], arguments: tuple[Any, ...], log: str, fo
     if forked and _cuda_is_initialised():
         sys.exit(CUDA_INHERITED)
     target(*arguments)
+
+
+def _die_with_job() -> None:
+    """End this process and its descendants when the job is gone.
+
+    The fork server would outlive the job: it waits until nobody holds its pipe any more, and multiprocessing
+    gives every child an end of it.
+    """
+    job = multiprocessing.parent_process()
+    assert job is not None
+
+    def watch() -> None:
+        job.join()
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="die with job").start()
 
 
 def die_with_parent(number: signal.Signals) -> None:
@@ -170,11 +188,11 @@ def _cuda_is_initialised() -> bool:
     """
     import torch
 
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it without hints
         return True
-    for descriptor in os.listdir("/proc/self/fd"):
+    for descriptor in Path("/proc/self/fd").iterdir():
         # The one that lists this folder is closed by now.
         with suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("/dev/nvidia-uvm"):
+            if str(descriptor.readlink()).startswith("/dev/nvidia-uvm"):
                 return True
     return False

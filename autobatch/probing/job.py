@@ -8,7 +8,6 @@ trial has ended; `probe/result.json` comes last and says how it went, also when 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -56,7 +55,7 @@ from autobatch.records import (
     to_json,
 )
 from autobatch.runs.directory import RunDirectory, read_run
-from autobatch.runs.fingerprint import fingerprint
+from autobatch.runs.fingerprint import data_signature, fingerprint
 
 RESULT = "result.json"
 JOURNAL = "trials.jsonl"
@@ -106,7 +105,7 @@ class _Probe:
             # The probe must allocate as the training job will.
             os.environ.update(run.script.exports)
         self._server = ForkServer(MALLOC_ENVIRONMENT if run.device == "cpu" else {})
-        self._recipe = f"recipe {run.recipe.name}"
+        self._recipe = run.recipe.note
         self._packed = (
             run.packed if request.packing is PackingMode.CONFIG else (request.packing is PackingMode.PACK)
         )
@@ -145,9 +144,9 @@ class _Probe:
         self._tell(Packed(packing.density, cap.batch_size, cap.limit.value))
         if cap.batch_size < 1:
             return self._end(outcome.too_few_packs(result))
-        return self._search(result, cap, store.rows)
+        return self._search(result, cap, store.rows, packing.held_bytes)
 
-    def _search(self, result: ProbeResult, cap: Cap, rows: Path) -> ProbeResult:
+    def _search(self, result: ProbeResult, cap: Cap, rows: Path, held_bytes: int) -> ProbeResult:
         assert result.device is not None
         assert result.metric is not None
         assert result.target_bytes is not None
@@ -162,6 +161,7 @@ class _Probe:
                 metric=result.metric,
                 target_bytes=result.target_bytes,
                 rows=rows,
+                held_bytes=held_bytes,
                 packed=self._packed,
                 min_steps=self._request.min_steps,
                 timeout_s=self._request.trial_timeout_s,
@@ -247,7 +247,7 @@ class _Probe:
             self._server.run(
                 describe_device,
                 "cuda",
-                _device_index(str(self._run.resolved().get("device"))),
+                self._run.device_index,
                 str(answer),
                 log=self._directory / "device.log",
                 timeout_s=self._request.trial_timeout_s,
@@ -271,9 +271,8 @@ class _Probe:
         return Cap(by_dataset, Limit.DATASET)
 
     def _fingerprint(self, device: Device) -> str:
-        recipe = self._run.recipe
         extras = {
-            "recipe": f"{recipe.name} {hashlib.sha256(recipe.path.read_bytes()).hexdigest()}",
+            "recipe": self._run.recipe.identity,
             "device": f"{device.kind} {device.name}",
             "load_weights": str(self._request.load_weights),
             "packed": str(self._packed),
@@ -289,6 +288,10 @@ class _Probe:
             "min_steps": self._request.min_steps,
             # A row of an unpacked dataset is as long as its longest example.
             "longest": None if self._packed or result.density is None else result.density.longest_example,
+            # In memory beside the model, where the model is on the CPU.
+            "data": data_signature(self._run.resolved(), self._run.working_dir)
+            if self._run.device == "cpu"
+            else None,
         }
         return Journal(self._directory / JOURNAL, key, fresh=self._request.force)
 
@@ -325,12 +328,6 @@ def _same_answer(one: ProbeResult, two: ProbeResult) -> bool:
         and two.density is not None
         and replace(one.density, seconds=0) == replace(two.density, seconds=0)
     )
-
-
-def _device_index(device: str) -> int:
-    """1 of ``cuda:1``, 0 of ``cuda``."""
-    index = device.partition(":")[2]
-    return int(index) if index.isdigit() else 0
 
 
 def _utc_now() -> str:

@@ -25,11 +25,12 @@ def done(result: ProbeResult, answer: Answer) -> ProbeResult:
         f"peak {format_bytes(at_answer.peak_bytes)}, "
         f"{format_percent(at_answer.peak_bytes, result.capacity_bytes)} of {format_bytes(result.capacity_bytes)}"
     )
-    reason = {
-        Limit.MEMORY: _what_the_next_did(result, answer),
-        Limit.DATASET: _dataset_is_the_limit(result),
-        Limit.MAX_BATCH_SIZE: "--max-batch-size is the limit, not the memory",
-    }[answer.limit]
+    if answer.limit is Limit.MEMORY:
+        reason = _what_the_next_did(result, answer)
+    elif answer.limit is Limit.DATASET:
+        reason = _dataset_is_the_limit(result)
+    else:
+        reason = "--max-batch-size is the limit, not the memory"
     return replace(
         result,
         status=Status.DONE,
@@ -46,14 +47,9 @@ def nothing_fits(result: ProbeResult) -> ProbeResult:
     assert result.capacity_bytes is not None
     assert result.target_bytes is not None
     one = next(t for t in result.trials if t.batch_size == 1)
-    if one.peak_bytes is None:
-        took = "ran out of memory"
-    else:
-        took = f"peaks at {format_bytes(one.peak_bytes)}"
-    limit = (
-        f"{format_bytes(result.target_bytes)} "
-        f"({format_percent(result.target_bytes, result.capacity_bytes)} of {format_bytes(result.capacity_bytes)})"
-    )
+    took = "ran out of memory" if one.peak_bytes is None else f"peaks at {format_bytes(one.peak_bytes)}"
+    share = format_percent(result.target_bytes, result.capacity_bytes)
+    limit = f"{format_bytes(result.target_bytes)} ({share} of {format_bytes(result.capacity_bytes)})"
     lines = [f"nothing fits: batch_size 1 {took}, and the target is {limit}."]
     if one.before_bytes is not None:
         lines.append(f"{format_bytes(one.before_bytes)} were in use before the first batch.")
@@ -63,8 +59,9 @@ def nothing_fits(result: ProbeResult) -> ProbeResult:
             )
         else:
             lines.append(
-                "The rest is activations, gradients and optimizer state: enable_activation_checkpointing: True, "
-                "a smaller tokenizer.max_seq_len, LoRA or QLoRA, or a larger card would help."
+                "The rest is activations, gradients and optimizer state: "
+                "enable_activation_checkpointing: True, a smaller tokenizer.max_seq_len, LoRA or QLoRA, "
+                "or a larger card would help."
             )
     return replace(
         result,
@@ -82,8 +79,8 @@ def too_few_packs(result: ProbeResult) -> ProbeResult:
     rows = "packs" if density.packed else "examples"
     message = (
         f"the dataset has {density.packs} {rows}, fewer than the gradient_accumulation_steps of "
-        f"{result.gradient_accumulation_steps}: torchtune would train zero steps and save an untrained model. "
-        "Lower gradient_accumulation_steps, or use more data or a smaller tokenizer.max_seq_len."
+        f"{result.gradient_accumulation_steps}: torchtune would train zero steps and save an untrained "
+        "model. Lower gradient_accumulation_steps, or use more data or a smaller tokenizer.max_seq_len."
     )
     return replace(result, status=Status.NOTHING_FITS, message=message, limit=Limit.DATASET)
 

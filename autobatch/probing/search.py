@@ -17,7 +17,7 @@ Proposals, in order of preference:
 3. Two peaks or more: the secant through the one nearest the target and another that is clear of noise.
    Beyond the largest size that fits, two points aren't trusted further than the ray or four times that
    size; three on one line are.
-4. The line misled twice and the bracket hardly closed, or it promises a size that ran out of memory: bisect.
+4. The last trial was off its line, or the line promises a size that ran out of memory: bisect.
 
 Every proposal is clamped into the open bracket, so each trial closes it by at least one.
 """
@@ -150,15 +150,13 @@ def _propose(trials: Sequence[Trial], bracket: Bracket, target_bytes: int) -> in
     if not points:
         # Only out of memory so far: size 1 is the one that gives a point for certain.
         return 1
-    nothing_failed = points[-1][0] <= bracket.fits
-    anchor = points[-1] if nothing_failed else min(points, key=lambda point: abs(point[1] - target_bytes))
-    ray = _ray(trials, anchor, target_bytes)
     if len(points) == 1:
-        proposal = ray
+        proposal = _ray(trials, points[0], target_bytes)
     else:
-        proposal = _secant(_partner(points, anchor, target_bytes), anchor, target_bytes)
-        if nothing_failed and not _confirmed(points, target_bytes):
-            proposal = min(proposal, max(ray, _GROWTH * anchor[0]))
+        one, anchor = _line(points, bracket, target_bytes)
+        proposal = _secant(one, anchor, target_bytes)
+        if points[-1][0] <= bracket.fits and not _confirmed(points, target_bytes):
+            proposal = min(proposal, max(_ray(trials, anchor, target_bytes), _GROWTH * anchor[0]))
     ran_out = any(t.batch_size == bracket.fails and t.peak_bytes is None for t in trials)
     if ran_out and proposal >= bracket.fails:
         # The size above ran out of memory, so there is no peak to interpolate to, and the line says that
@@ -167,19 +165,22 @@ def _propose(trials: Sequence[Trial], bracket: Bracket, target_bytes: int) -> in
     return proposal
 
 
-def _partner(
-    points: Sequence[tuple[int, int]], anchor: tuple[int, int], target_bytes: int
-) -> tuple[int, int]:
-    """The point nearest to `anchor` whose peak differs by more than noise, on the target's other side if any.
+def _line(
+    points: Sequence[tuple[int, int]], bracket: Bracket, target_bytes: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Two points to draw the line through; the second, its anchor, is the one nearest the target.
 
-    Two peaks that lie closer than their noise would make a line of any slope.
+    The other is clear of noise (two peaks that lie closer would make a line of any slope) and on the
+    target's other side if there is one.
     """
+    nothing_failed = points[-1][0] <= bracket.fits
+    anchor = points[-1] if nothing_failed else min(points, key=lambda point: abs(point[1] - target_bytes))
     others = [point for point in points if point != anchor]
     clear = [point for point in others if abs(point[1] - anchor[1]) >= _SIGNAL * target_bytes]
     if not clear:
-        return max(others, key=lambda point: abs(point[0] - anchor[0]))
+        return max(others, key=lambda point: abs(point[0] - anchor[0])), anchor
     across = [point for point in clear if (point[1] > target_bytes) != (anchor[1] > target_bytes)]
-    return min(across or clear, key=lambda point: abs(point[0] - anchor[0]))
+    return min(across or clear, key=lambda point: abs(point[0] - anchor[0])), anchor
 
 
 def _secant(one: tuple[int, int], two: tuple[int, int], target_bytes: int) -> int:
@@ -209,22 +210,14 @@ def _confirmed(points: Sequence[tuple[int, int]], target_bytes: int) -> bool:
 
 
 def _line_misleads(trials: Sequence[Trial], cap: int, target_bytes: int) -> bool:
-    """Whether two trials inside a bracket with both ends known closed it by less than half.
-
-    Only where their peaks were off the line too: near the end, a good line closes the bracket by one
-    from each side, and that is progress.
-    """
-    if len(trials) < 3:
+    """Whether the last trial, inside a bracket with both ends known, was off the line that it was meant for."""
+    earlier, last = trials[:-1], trials[-1]
+    bracket = bracket_of(earlier, cap)
+    points = _points(earlier)
+    if bracket.fails > cap or bracket.fits == 0 or len(points) < 2:
         return False
-    brackets = [bracket_of(trials[:n], cap) for n in range(len(trials) - 2, len(trials) + 1)]
-    if brackets[0].fails > cap or brackets[0].fits == 0 or brackets[2].width * 2 <= brackets[0].width:
-        return False
-    return all(_is_off_its_line(trials[:n], trials[n], target_bytes) for n in (-2, -1))
-
-
-def _is_off_its_line(earlier: Sequence[Trial], trial: Trial, target_bytes: int) -> bool:
-    line = fit_line(earlier)
-    if line is None or trial.peak_bytes is None:
+    if last.peak_bytes is None:
         return True
-    predicted = line.fixed_bytes + line.per_sequence_bytes * trial.batch_size
-    return abs(predicted - trial.peak_bytes) > _CONFIRMED * target_bytes
+    one, two = _line(points, bracket, target_bytes)
+    predicted = two[1] + (two[1] - one[1]) / (two[0] - one[0]) * (last.batch_size - two[0])
+    return abs(predicted - last.peak_bytes) > _CONFIRMED * target_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,7 @@ class TrialSetup:
         metric: the peak that counts.
         target_bytes: what it may reach.
         rows: file of stored rows.
+        held_bytes: resident memory that the whole dataset takes.
         packed: whether they are packs.
         min_steps: optimizer steps of a trial, at least.
         timeout_s: after which a trial counts as hung.
@@ -68,6 +70,7 @@ class TrialSetup:
     metric: Metric
     target_bytes: int
     rows: Path
+    held_bytes: int
     packed: bool
     min_steps: int
     timeout_s: float
@@ -113,6 +116,7 @@ class TrialRunner:
         )
         event_file = EventFile(events)
         kills = oom_kills()
+        asked = time.monotonic()
         ended = self._server.run(
             run_recipe,
             spec,
@@ -120,15 +124,22 @@ class TrialRunner:
             timeout_s=setup.timeout_s,
             on_wait=lambda: on_step(sum(event["event"] == "step" for event in event_file.read())),
         )
+        said = event_file.read()
         trial = read_trial(
             batch_size,
-            event_file.read(),
+            said,
             ended,
             metric=setup.metric,
             oom_killed=oom_kills() > kills,
             output=_tail(log),
         )
-        return judge(replace(trial, log=f"probe/trials/{log.name}"), setup.metric, setup.target_bytes)
+        started = next((event["time"] for event in said if event["event"] == "started"), None)
+        trial = replace(
+            trial,
+            start_seconds=None if started is None else started - asked,
+            log=f"probe/trials/{log.name}",
+        )
+        return judge(trial, setup.metric, setup.target_bytes)
 
 
 def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
@@ -175,6 +186,7 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
         **measuring,
         "path": str(setup.rows),
         "rows": batch_size * accumulation * (steps + 1),
+        "held_bytes": setup.held_bytes,
         "packed": setup.packed,
     }
     sections["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False}

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autobatch.packing.build import PackSpec, build
 from autobatch.probing.components import EventFile, TrialFinished
 from autobatch.probing.meter import find_device
+from autobatch.probing.residence import touch_inherited_files
 from autobatch.records import to_json
 
 #: Status of a trial whose recipe raised; what it raised stands in the event file.
@@ -52,6 +54,10 @@ def run_recipe(spec: TrialSpec) -> None:
     sys.argv = [spec.recipe, "--config", spec.config]
     sys.path.append(str(Path(spec.recipe).parent))
     try:
+        # Any recipe imports it; here, so that the start of a trial can be told from its set-up.
+        import torchtune  # noqa: F401
+
+        events.append("started")
         with _uninitialised() if spec.skip_init else _as_usual():
             runpy.run_path(spec.recipe, run_name="__main__")
     except TrialFinished:
@@ -87,6 +93,7 @@ def enter_run(working_dir: str, device: str) -> None:
     # torchtune appends the current directory, so that a user's own components are found.
     sys.path.append(working_dir)
     if device == "cpu":
+        touch_inherited_files(os.getppid())
         # torchtune's packed attention mask moves to CUDA whenever a card is visible.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -96,15 +103,15 @@ def _uninitialised() -> Iterator[None]:
     """Layers without their random numbers: most of a large model's set-up on CPU, and overwritten."""
     from torch import nn
 
-    kinds = (nn.Linear, nn.Embedding)
+    kinds: tuple[Any, ...] = (nn.Linear, nn.Embedding)
     originals = [kind.reset_parameters for kind in kinds]
     try:
         for kind in kinds:
-            kind.reset_parameters = lambda self: None  # type: ignore[method-assign]
+            kind.reset_parameters = lambda self: None
         yield
     finally:
         for kind, original in zip(kinds, originals, strict=True):
-            kind.reset_parameters = original  # type: ignore[method-assign]
+            kind.reset_parameters = original
 
 
 @contextmanager

@@ -93,8 +93,8 @@ def plan_bullets(run: RunDirectory, result: ProbeResult) -> dict[str, Any]:
     impact = "one batch_size was measured"
     if fit is not None:
         impact = (
-            f"{format_bytes(fit.per_sequence_bytes)} for each sequence of {density.max_seq_len} tokens, whatever "
-            f"the density, on top of {format_bytes(fit.fixed_bytes)}"
+            f"{format_bytes(fit.per_sequence_bytes)} for each sequence of {density.max_seq_len} tokens, "
+            f"whatever the density, on top of {format_bytes(fit.fixed_bytes)}"
         )
     accumulation = result.gradient_accumulation_steps
     effective = result.batch_size * accumulation

@@ -179,11 +179,12 @@ def _check_packed_everywhere(
             "set packed to the same value in every entry of dataset",
         )
     elif mode is PackingMode.CONFIG:
+        needs = " and needs tokenizer.max_seq_len" if config.get("tokenizer.max_seq_len") is None else ""
         findings.problem(
             f"{unpacked[0]}.packed isn't True",
             where,
-            "--pack sets it, for training too; --unpacked probes with batches of the longest examples, "
-            "the worst case",
+            f"--pack sets it{needs}, for training too; --unpacked probes with batches of the longest "
+            "examples, the worst case",
         )
 
 

@@ -100,11 +100,11 @@ def read_config(path: Path, script: SlurmScript | None, findings: Findings) -> R
         what = getattr(error, "problem", None) or str(error)
         findings.problem(what, f"{path}:{mark.line + 1}" if mark else str(path), "correct the line")
         return None
-    except (OmegaConfBaseException, AssertionError) as error:
+    except Exception as error:  # `!!int x` and the like give whatever PyYAML's constructor raises
         key = getattr(error, "full_key", None) or ""
         line = nearest_line(lines, key.replace("[", ".").replace("]", ""))
         findings.problem(
-            f"{key}: {str(error).splitlines()[0]}" if key else f"torchtune can't read it: {error}",
+            f"{key}: {str(error).splitlines()[0]}" if key else f"torchtune can't load it: {error}",
             f"{path}:{line}" if line else str(path),
             "torchtune reads configs with OmegaConf: write a string, number, boolean, null, list or mapping",
         )
@@ -162,8 +162,8 @@ def _merge(
             given = OmegaConf.from_dotlist([setting])
             OmegaConf.merge(OmegaConf.create(container), given)
             settings.merge_with(given)
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-            what = str(error).splitlines()[0]
+        except Exception as error:  # what stands behind `=` is YAML too
+            what = (str(error) or type(error).__name__).splitlines()[0]
             findings.problem(f"`{argument}` can't be merged into the config: {what}", where, _OVERRIDE_ADVICE)
             continue
         overridden[setting.partition("=")[0]] = where

@@ -252,7 +252,7 @@ def _check_trained_config(
 ) -> None:
     """The `tune run` line trains with this `finetune.yaml`, not with another file."""
     tune_run = script.tune_run if script else None
-    if script is None or tune_run is None or tune_run.config is None or "$" in tune_run.config:
+    if script is None or tune_run is None or tune_run.config is None or {"$", "`"} & set(tune_run.config):
         return
     trained = working_dir / tune_run.config
     where = script.where(tune_run.line)

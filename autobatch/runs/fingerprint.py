@@ -34,10 +34,6 @@ _IRRELEVANT_OF_MODEL = frozenset({"lora_alpha"})
 _IRRELEVANT_OF_OPTIMIZER = frozenset({"betas", "eps", "lr"})
 #: Only of a packed dataset, whose rows always have max_seq_len tokens.
 _IRRELEVANT_OF_DATASET = frozenset({"data_dir", "data_files", "name", "source", "split", "subset"})
-#: Of these it matters whether they are 0 or null, but not which other value they have. With weight decay,
-#: torch's Adam and SGD copy all gradients (torch/optim/adam.py, `_foreach_add(device_grads, ...)`);
-#: clipping takes a norm of each gradient.
-_ON_OR_OFF = frozenset({"clip_grad_norm", "optimizer.weight_decay"})
 
 
 def fingerprint(config: Mapping[str, Any], extras: Mapping[str, str]) -> str:
@@ -61,7 +57,10 @@ def fingerprint(config: Mapping[str, Any], extras: Mapping[str, str]) -> str:
     steps = config.get("gradient_accumulation_steps") or 1
     # The gradients of the second micro-batch are the last to add memory.
     kept["gradient_accumulation_steps"] = min(steps, 2) if isinstance(steps, int) else steps
-    kept["clip_grad_norm"] = bool(config.get("clip_grad_norm"))
+    # Clipping takes the norm of every gradient, whatever the limit is.
+    kept["clip_grad_norm"] = config.get("clip_grad_norm") is not None
+    # With any weight decay, Adam and SGD copy all gradients (torch/optim/adam.py, _multi_tensor_adam:
+    # `device_grads = torch._foreach_add(...)`).
     optimizer = kept.get("optimizer")
     if isinstance(optimizer, dict) and "weight_decay" in optimizer:
         optimizer["weight_decay"] = bool(optimizer["weight_decay"])

@@ -42,9 +42,10 @@ class _Resolver:
     def plain(self, node: Any, path: str, depth: int = 0) -> Any:
         self._left -= 1
         if depth > MAX_DEPTH or self._left < 0:
+            section = path.partition(".")[0]
             self._findings.problem(
-                f"{path}: its `${{...}}` contain one another, or expand to more than {MAX_NODES:,} values",
-                self._where(path),
+                f"{section}: its `${{...}}` contain one another, or expand to more than {MAX_NODES:,} values",
+                self._where(section),
                 "write the values out",
             )
             return Unresolved()
@@ -79,7 +80,7 @@ class _Resolver:
         elif resolver := _NO_RESOLVER.search(message):
             what = f"{path}: torchtune knows no `${{{resolver.group(1)}:...}}`"
             remedy = "write the value out; `${key}` and `${oc.env:NAME}` are known"
-        elif isinstance(error, RecursionError) or "ecursi" in message:
+        elif isinstance(error, RecursionError) or "ecursi" in message or "to parent node" in message:
             what, remedy = f"{path}: its `${{...}}` leads back to itself", "write one of the values out"
         else:
             what, remedy = f"{path}: {message}", "correct the name between `${` and `}`, or add that key"

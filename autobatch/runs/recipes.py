@@ -203,9 +203,9 @@ def _recipe_file(written: str, working_dir: Path) -> Path | None:
 def _inferred(
     config: Mapping[str, Any], where: str, registry: dict[str, RegisteredRecipe], script: SlurmScript | None
 ) -> Recipe:
-    if not isinstance(config.get("model"), Mapping) or "optimizer" not in config:
+    if "optimizer" not in config:
         raise _problem(
-            "the recipe can't be inferred: the config has no model and optimizer, "
+            "the recipe can't be inferred: the config has no optimizer, "
             + ("and finetune.slurm no `tune run`" if script else "and there is no finetune.slurm"),
             where,
             "name it: --recipe NAME, one of " + ", ".join(_measurable(registry)),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 _KEYWORDS = frozenset({"!", "{", "do", "elif", "else", "if", "then", "time", "until", "while"})
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_APPENDING = re.compile(r"([A-Za-z_]\w*)\+=")
 _VARIABLE = re.compile(r"\$([A-Za-z_]\w*)")
 _PARAMETER = re.compile(r"([A-Za-z_]\w*)(?::?-([^$`]*))?", re.DOTALL)
 _SPECIAL_PARAMETER = re.compile(r"\$[0-9@*#?$!-]")
@@ -82,6 +83,10 @@ def _keep_assignments(
 ) -> None:
     """Applies a command made of assignments, `export`, `declare`, `readonly` or `unset`."""
     first = words[0].text
+    if appended := _APPENDING.match(first):
+        variables.pop(appended.group(1), None)
+        exports.pop(appended.group(1), None)
+        return
     if first == "unset":
         for word in words[1:]:
             variables.pop(word.text, None)
@@ -167,6 +172,8 @@ class _Lexer:
 
     def _ends_command(self) -> bool:
         char = self._text[self._at]
+        if char == "(" and self._in_word and self._pieces[-1].endswith("="):
+            return False  # NAME=(...), an array
         return char in "\n;|()" or (char == "&" and not self._text.startswith("&>", self._at))
 
     def _read_piece(self) -> None:
@@ -181,6 +188,8 @@ class _Lexer:
             self._add_double_quoted()
         elif char in "$`":
             self._add_expansion()
+        elif char == "(":
+            self._add_unknown(self._take(self._length_to("(", ")")))
         elif char in " \t":
             self._end_word()
             self._take(1)
@@ -253,11 +262,11 @@ class _Lexer:
         self._unknown.append(written)
 
     def _length_to(self, opening: str, closing: str) -> int:
-        """Length from the `$` on to the bracket that closes the one after it."""
+        """Length from here to the bracket that closes the next one."""
         depth = 0
-        for at in range(self._at + 1, len(self._text)):
+        for at in range(self._at, len(self._text)):
             depth += {opening: 1, closing: -1}.get(self._text[at], 0)
-            if depth == 0:
+            if depth == 0 and self._text[at] == closing:
                 return at + 1 - self._at
         return len(self._text) - self._at
 

@@ -15,6 +15,8 @@ from autobatch.runs.slurm_header import read_header
 _TORCHRUN_FLAGS = frozenset(
     {"-h", "--help", "-m", "--module", "--no-python", "--run-path", "--standalone", "--virtual-local-rank"}
 )
+#: Variables that have another value in the job than in the shell that submits it; so have all of SLURM_*.
+_SET_ANEW = frozenset({"CUDA_VISIBLE_DEVICES", "HOSTNAME", "OLDPWD", "PWD", "SHLVL", "TMPDIR"})
 _PRINTING = frozenset({"echo", "printf", ":"})
 _SHELLS = frozenset({"bash", "sh", "dash", "zsh", "ksh"})
 
@@ -105,8 +107,11 @@ def read_script(path: Path, environ: Mapping[str, str] | None = None) -> SlurmSc
 def parse_script(text: str, path: Path, environ: Mapping[str, str] | None = None) -> SlurmScript:
     """`read_script` on the text of a script; `path` is what messages call it."""
     header, header_lines = read_header(text)
-    # The job has SLURM_* variables of its own; those of the submitting shell say nothing about it.
-    known = {name: value for name, value in (environ or {}).items() if not name.startswith("SLURM_")}
+    known = {
+        name: value
+        for name, value in (environ or {}).items()
+        if name not in _SET_ANEW and not name.startswith("SLURM_")
+    }
     trainings = list(_trainings(text, known))
     notes: list[str] = []
     chosen = _choose(trainings, path, notes)

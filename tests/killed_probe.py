@@ -1,0 +1,43 @@
+"""A probe that kills itself: `python -m tests.killed_probe RUN CAPACITY (trials N | rename N)`.
+
+`trials N`: after the N-th trial. `rename N`: before the N-th file is put in its place, which is each time
+between two writes of the write-back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from autobatch.probing.events import Event, TrialEnded
+from autobatch.probing.job import run_probe
+from autobatch.records import ProbeRequest
+from autobatch.units import parse_bytes
+
+
+def main(run: str, capacity: str, what: str, count: str) -> None:
+    """Probe until the time comes."""
+    left = int(count)
+
+    def die_at_zero() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def tell(event: Event) -> None:
+        if what == "trials" and isinstance(event, TrialEnded):
+            die_at_zero()
+
+    def audit(name: str, arguments: tuple[Any, ...]) -> None:
+        if what == "rename" and name == "os.rename":
+            die_at_zero()
+
+    sys.addaudithook(audit)
+    run_probe(ProbeRequest(run, capacity_bytes=parse_bytes(capacity)), tell)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

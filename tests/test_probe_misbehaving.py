@@ -1,0 +1,219 @@
+"""Probes of recipes whose memory or manners are wrong: the right answer or the right refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autobatch.errors import UsageError
+from autobatch.probing.job import run_probe
+from autobatch.records import Limit, ProbeRequest, ProbeResult, Status, Verdict
+from autobatch.units import parse_bytes
+from tests.conftest import MakeRun, files_of
+
+pytestmark = pytest.mark.recipe
+
+#: Enough for about a dozen sequences of the misbehaving recipe above what a process needs for its imports.
+CAPACITY = "1.6GiB"
+
+
+def probe(run: Path, capacity: str = CAPACITY, **options: Any) -> ProbeResult:
+    """The job's story in this process, so that the tests share one fork server."""
+    return run_probe(ProbeRequest(str(run), capacity_bytes=parse_bytes(capacity), **options))
+
+
+def sizes(result: ProbeResult) -> list[int]:
+    return [trial.batch_size for trial in result.trials]
+
+
+def test_a_line_is_answered_exactly(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="none")
+
+    result = probe(run)
+
+    assert result.status is Status.DONE
+    answer = result.batch_size
+    assert answer is not None
+    assert sizes(result) == [1, answer, answer + 1]
+    assert [t.verdict for t in result.trials] == [Verdict.FITS, Verdict.FITS, Verdict.OVER_TARGET]
+    assert result.fit is not None
+    assert result.fit.per_sequence_bytes == pytest.approx(40 * 2**20, rel=0.01)
+    assert f"batch_size: {answer}  #" in (run / "finetune.yaml").read_text()
+
+
+def test_a_step_in_the_curve(make_run: MakeRun) -> None:
+    result = probe(make_run("misbehaving.py", misbehaviour="step"))
+
+    assert result.batch_size == 12
+    assert sizes(result) == [1, 3, 12, 48, 39, 25, 18, 15, 13]
+
+
+def test_noise_of_a_third_of_a_percent(make_run: MakeRun) -> None:
+    quiet = probe(make_run("misbehaving.py", misbehaviour="none"))
+    config = Path(quiet.request.run_dir) / "finetune.yaml"
+    config.write_text(config.read_text().replace("misbehaviour: none", "misbehaviour: noise"))
+
+    noisy = probe(Path(quiet.request.run_dir))
+
+    assert quiet.batch_size is not None
+    assert noisy.batch_size is not None
+    assert abs(noisy.batch_size - quiet.batch_size) <= 1
+    assert sizes(noisy)[0] == 1
+    assert {noisy.batch_size, noisy.batch_size + 1} <= set(sizes(noisy))
+    assert len(noisy.trials) <= 5
+
+
+def test_a_leak_is_refused_with_its_growth(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="leak")
+    before = files_of(run)
+
+    result = probe(run)
+
+    assert result.status is Status.UNSTABLE
+    assert result.status.exit_code == 1
+    assert sizes(result) == [1]
+    assert "still grows after 8 optimizer steps, by 20.0 MiB a step" in result.message
+    assert files_of(run) == before
+
+
+def test_nothing_fits(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="none")
+    before = files_of(run)
+
+    result = probe(run, capacity="600MiB")
+
+    assert result.status is Status.NOTHING_FITS
+    assert result.status.exit_code == 1
+    assert sizes(result) == [1]
+    assert "batch_size 1 peaks at" in result.message
+    assert files_of(run) == before
+    stored = json.loads((run / "probe" / "result.json").read_text())
+    assert stored["status"] == "nothing fits"
+
+
+def test_everything_fits_up_to_the_packs(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="flat")
+
+    result = probe(run)
+
+    assert result.density is not None
+    assert result.batch_size == result.density.packs
+    assert result.limit is Limit.DATASET
+    assert "the dataset is the limit, not the memory" in result.message
+
+
+def test_max_batch_size(make_run: MakeRun) -> None:
+    result = probe(make_run("misbehaving.py", misbehaviour="flat"), max_batch_size=5)
+
+    assert result.batch_size == 5
+    assert result.limit is Limit.MAX_BATCH_SIZE
+    assert sizes(result) == [1, 5]
+
+
+def test_out_of_memory_at_the_first_size(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="oom", at=1)
+    before = files_of(run)
+
+    result = probe(run)
+
+    assert result.status is Status.NOTHING_FITS
+    assert [t.verdict for t in result.trials] == [Verdict.OUT_OF_MEMORY]
+    assert "DefaultCPUAllocator: can't allocate memory" in result.trials[0].detail
+    assert files_of(run) == before
+
+
+def test_out_of_memory_above_shrinks_the_bracket(make_run: MakeRun) -> None:
+    result = probe(make_run("misbehaving.py", misbehaviour="oom", at=4))
+
+    assert result.batch_size == 3
+    assert sizes(result) == [1, 18, 9, 5, 3, 4]
+    assert "batch_size 4 ran out of memory" in result.message
+
+
+def test_a_crash_at_one_size_ends_the_probe_with_its_error(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="crash", at=1)
+    before = files_of(run)
+
+    result = probe(run)
+
+    assert result.status is Status.CRASHED
+    assert result.status.exit_code == 3
+    assert sizes(result) == [1]
+    assert "ValueError: the loss is not a number at batch_size 1" in result.message
+    assert files_of(run) == before
+
+
+def test_a_hang_is_ended_by_the_trial_timeout(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="hang", at=1)
+    before = files_of(run)
+
+    result = probe(run, trial_timeout_s=8)
+
+    assert result.status is Status.TIMED_OUT
+    assert result.status.exit_code == 3
+    assert sizes(result) == [1]
+    assert "--trial-timeout" in result.message
+    assert files_of(run) == before
+
+
+def test_a_worker_killed_once_is_measured_again(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="killed once", at=1)
+
+    result = probe(run, max_batch_size=2)
+
+    assert result.status is Status.DONE
+    assert result.batch_size == 2
+    assert sizes(result) == [1, 2]
+    assert (run / "killed").exists()
+
+
+def test_a_worker_killed_again_is_no_measurement(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="killed always")
+    before = files_of(run)
+
+    result = probe(run)
+
+    assert result.status is Status.CRASHED
+    assert "SIGKILL" in result.message
+    assert files_of(run) == before
+
+
+def test_a_recipe_that_exits_with_0_early_is_no_measurement(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="leaves early")
+    before = files_of(run)
+
+    result = probe(run)
+
+    assert result.status is Status.CRASHED
+    assert "the recipe ended by itself with 0" in result.message
+    assert files_of(run) == before
+
+
+def test_fewer_packs_than_accumulation_steps_is_refused(make_run: MakeRun) -> None:
+    run = make_run("misbehaving.py", misbehaviour="flat")
+    config = run / "finetune.yaml"
+    config.write_text(
+        config.read_text().replace("gradient_accumulation_steps: 1", "gradient_accumulation_steps: 5000")
+    )
+    before = files_of(run)
+
+    result = probe(run)
+
+    assert result.status is Status.NOTHING_FITS
+    assert "gradient_accumulation_steps of 5000" in result.message
+    assert result.trials == ()
+    assert files_of(run) == before
+
+
+def test_a_missing_card_is_refused(make_run: MakeRun) -> None:
+    run = make_run()
+    config = run / "finetune.yaml"
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+
+    with pytest.raises(UsageError) as caught:
+        probe(run)
+
+    assert "no such card" in str(caught.value)

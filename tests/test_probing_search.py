@@ -1,0 +1,210 @@
+"""The search: exact sequences on known curves, and properties on curves that hypothesis makes up."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autobatch.probing.search import Answer, Cap, fit_line, next_step
+from autobatch.records import Limit, Trial, Verdict
+
+CAPACITY = 1_000_000_000
+TARGET = 700_000_000
+MB = 1_000_000
+
+Curve = Callable[[int], float]
+
+
+@dataclass
+class Outcome:
+    """What a search did on a curve."""
+
+    answer: int | None
+    limit: Limit
+    sizes: list[int]
+    trials: list[Trial]
+
+    @property
+    def ooms(self) -> int:
+        return sum(t.verdict is Verdict.OUT_OF_MEMORY for t in self.trials)
+
+
+def search(
+    curve: Curve,
+    *,
+    before: float | None,
+    cap: int = 4096,
+    limit: Limit = Limit.DATASET,
+    guess: int | None = None,
+    retries_from: int | None = None,
+) -> Outcome:
+    """Run the search on ``peak = curve(batch_size)``; beyond the capacity it is out of memory."""
+    trials: list[Trial] = []
+    for _ in range(200):
+        step = next_step(trials, target_bytes=TARGET, cap=Cap(cap, limit), guess=guess)
+        if isinstance(step, Answer):
+            return Outcome(step.batch_size, step.limit, [t.batch_size for t in trials], trials)
+        trials.append(_measure(curve, step.batch_size, before, retries_from))
+    raise AssertionError(f"no end after {[t.batch_size for t in trials]}")
+
+
+def _measure(curve: Curve, batch_size: int, before: float | None, retries_from: int | None) -> Trial:
+    peak = int(curve(batch_size))
+    in_use = None if before is None else int(before)
+    if peak > CAPACITY:
+        return Trial(batch_size, Verdict.OUT_OF_MEMORY, before_bytes=in_use)
+    retries = 2 if retries_from is not None and batch_size >= retries_from else 0
+    verdict = Verdict.FITS if peak <= TARGET and not retries else Verdict.OVER_TARGET
+    return Trial(batch_size, verdict, peak_bytes=peak, before_bytes=in_use, alloc_retries=retries)
+
+
+def line(answer: int, fixed: float = 150) -> Curve:
+    """A line on which `answer` is the largest size that fits."""
+    slope = (700 - fixed) / (answer + 0.5)
+    return lambda b: (fixed + slope * b) * MB
+
+
+@pytest.mark.parametrize(
+    ("curve", "before", "sizes"),
+    [
+        pytest.param(line(1), 140 * MB, [1, 2], id="LoRA, answer 1"),
+        pytest.param(line(7), 140 * MB, [1, 6, 7, 8], id="LoRA, answer 7"),
+        pytest.param(line(37), 140 * MB, [1, 22, 37, 38], id="LoRA, answer 37"),
+        pytest.param(line(200), 140 * MB, [1, 43, 188, 200, 201], id="LoRA, answer 200"),
+        pytest.param(line(7, fixed=400), 100 * MB, [1, 2, 7, 8], id="full, answer 7"),
+        pytest.param(line(37, fixed=400), 100 * MB, [1, 2, 8, 37, 38], id="full, answer 37"),
+        pytest.param(line(7), None, [1, 2, 7, 8], id="memory before the first batch unknown"),
+        pytest.param(
+            lambda b: (300 + b if b <= 12 else 800 + b) * MB, 280 * MB, [1, 20, 15, 8, 13, 10, 11, 12], id="step"
+        ),
+        pytest.param(
+            lambda b: (300 + b if b <= 12 else 1800 + b) * MB,
+            280 * MB,
+            [1, 20, 10, 15, 12, 13],
+            id="step into out of memory",
+        ),
+        pytest.param(
+            lambda b: max(400, 250 + 36 * b) * MB, 100 * MB, [1, 2, 8, 15, 12, 13], id="convex, as full fine-tuning is"
+        ),
+    ],
+)
+def test_tries_exactly_these_sizes(curve: Curve, before: float | None, sizes: list[int]) -> None:
+    outcome = search(curve, before=before)
+
+    assert outcome.sizes == sizes
+    assert outcome.limit is Limit.MEMORY
+    assert outcome.answer == max(b for b in range(1, 300) if curve(b) <= TARGET)
+
+
+def test_nothing_fits() -> None:
+    outcome = search(lambda b: 800 * MB + b, before=100 * MB)
+
+    assert (outcome.answer, outcome.limit, outcome.sizes) == (None, Limit.MEMORY, [1])
+
+
+def test_out_of_memory_at_batch_size_1() -> None:
+    outcome = search(lambda b: 1200 * MB, before=100 * MB)
+
+    assert (outcome.answer, outcome.sizes, outcome.ooms) == (None, [1], 1)
+
+
+@pytest.mark.parametrize(
+    ("cap", "limit", "sizes"),
+    [
+        pytest.param(50, Limit.DATASET, [1, 21, 50], id="the dataset's packs"),
+        pytest.param(3, Limit.MAX_BATCH_SIZE, [1, 3], id="--max-batch-size"),
+        pytest.param(1, Limit.DATASET, [1], id="one pack"),
+    ],
+)
+def test_everything_fits_up_to_the_cap(cap: int, limit: Limit, sizes: list[int]) -> None:
+    outcome = search(lambda b: 300 * MB, before=280 * MB, cap=cap, limit=limit)
+
+    assert (outcome.answer, outcome.limit, outcome.sizes) == (cap, limit, sizes)
+
+
+@pytest.mark.parametrize(
+    ("guess", "sizes"),
+    [
+        pytest.param(37, [37, 38], id="right"),
+        pytest.param(9, [9, 35, 37, 38], id="a quarter"),
+        pytest.param(148, [148, 1, 22, 37, 38], id="four times, out of memory"),
+        pytest.param(40, [40, 37, 38], id="a little over"),
+    ],
+)
+def test_a_guess_costs_trials_and_never_changes_the_answer(guess: int, sizes: list[int]) -> None:
+    outcome = search(line(37), before=140 * MB, guess=guess)
+
+    assert (outcome.answer, outcome.sizes) == (37, sizes)
+
+
+def test_a_size_whose_allocator_was_flushing_does_not_fit() -> None:
+    outcome = search(line(37), before=140 * MB, retries_from=30)
+
+    assert outcome.answer == 29
+
+
+@pytest.mark.parametrize("answer", [1, 7, 37, 200])
+def test_noise_costs_few_trials(answer: int) -> None:
+    curve = line(answer)
+    trials = []
+    for seed in range(100):
+        noise = random.Random(seed)
+        readings: dict[int, float] = {}
+
+        def noisy(b: int, readings: dict[int, float] = readings, noise: random.Random = noise) -> float:
+            return readings.setdefault(b, curve(b) * (1 + noise.uniform(-0.003, 0.003)))
+
+        outcome = search(noisy, before=140 * MB)
+        assert outcome.answer is not None
+        assert abs(outcome.answer - answer) <= max(1, round(0.006 * answer))
+        trials.append(len(outcome.sizes))
+
+    assert sorted(trials)[50] <= 6
+    assert max(trials) <= 8
+
+
+@st.composite
+def rising_curves(draw: st.DrawFn) -> tuple[Curve, float]:
+    """Any curve that doesn't fall: a start, and steps of any size at any place."""
+    before = draw(st.integers(0, 600))
+    start = before + draw(st.integers(0, 300))
+    slope = draw(st.floats(0, 60, allow_nan=False))
+    jumps = draw(st.lists(st.tuples(st.integers(2, 80), st.integers(0, 500)), max_size=4))
+
+    def curve(b: int) -> float:
+        return (start + slope * b + sum(height for at, height in jumps if b >= at)) * MB
+
+    return curve, before * MB
+
+
+@given(rising_curves(), st.integers(1, 120), st.one_of(st.none(), st.integers(1, 500)))
+def test_the_answer_is_exact_and_measured_on_any_rising_curve(
+    made: tuple[Curve, float], cap: int, guess: int | None
+) -> None:
+    curve, before = made
+
+    outcome = search(curve, before=before, cap=cap, guess=guess)
+
+    fitting = [b for b in range(1, cap + 1) if int(curve(b)) <= TARGET]
+    assert outcome.answer == max(fitting, default=None)
+    assert len(set(outcome.sizes)) == len(outcome.sizes)
+    if outcome.answer is not None:
+        assert outcome.answer in outcome.sizes
+        assert outcome.answer == cap or outcome.answer + 1 in outcome.sizes
+
+
+def test_the_fitted_line() -> None:
+    trials = [Trial(b, Verdict.FITS, peak_bytes=100 + 10 * b) for b in (1, 4, 9)]
+
+    fit = fit_line([*trials, Trial(50, Verdict.OUT_OF_MEMORY)])
+
+    assert fit is not None
+    assert fit.fixed_bytes == pytest.approx(100)
+    assert fit.per_sequence_bytes == pytest.approx(10)
+    assert fit.max_residual_fraction == pytest.approx(0, abs=1e-9)
+    assert fit_line(trials[:1]) is None
