@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 
 from autobatch.demo import SmallRun, lay_out
+from autobatch.probing.job import run_probe
+from autobatch.records import ProbeRequest
 
 RECIPES = Path(__file__).parent / "recipes"
+
+#: Of tests/recipes/misbehaving.py.
+MIB_EACH = 40
 
 MakeRun = Callable[..., Path]
 
@@ -25,25 +30,41 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_run(laid_out: Path, tmp_path: Path) -> MakeRun:
-    """Copies the experiment; keyword arguments are added to finetune.yaml as they stand.
-
-    `recipe` names a file of tests/recipes for finetune.slurm.
-    """
+    """Copies the experiment; with a recipe of tests/recipes, if named, and settings for finetune.yaml."""
 
     def make(recipe: str | None = None, **settings: object) -> Path:
         experiment = tmp_path / "experiment"
         shutil.copytree(laid_out, experiment)
         run = experiment / "run1"
         if recipe is not None:
-            script = run / "finetune.slurm"
-            text = script.read_text()
-            script.write_text(text.replace("lora_finetune_single_device", str(RECIPES / recipe)))
-        config = run / "finetune.yaml"
-        lines = [f"{key}: {value}\n" for key, value in settings.items()]
-        config.write_text(config.read_text() + "\n" + "".join(lines))
+            with_recipe(run, recipe, **settings)
         return run
 
     return make
+
+
+@pytest.fixture(scope="session")
+def capacity(laid_out: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Bytes of which 70 % hold 590 MiB more than the misbehaving recipe takes without a batch.
+
+    Measured, since what a process needs for its imports differs between machines.
+    """
+    experiment = tmp_path_factory.mktemp("capacity") / "experiment"
+    shutil.copytree(laid_out, experiment)
+    run = experiment / "run1"
+    with_recipe(run, "misbehaving.py", misbehaviour="none")
+    result = run_probe(ProbeRequest(str(run), max_batch_size=1, target_fraction=1.0))
+    assert result.peak_bytes is not None
+    return round((result.peak_bytes + (590 - MIB_EACH) * 2**20) / 0.7)
+
+
+def with_recipe(run: Path, recipe: str, **settings: object) -> None:
+    """Let a run train with a recipe of tests/recipes, and add settings to its finetune.yaml."""
+    script = run / "finetune.slurm"
+    script.write_text(script.read_text().replace("lora_finetune_single_device", str(RECIPES / recipe)))
+    config = run / "finetune.yaml"
+    lines = [f"{key}: {value}\n" for key, value in settings.items()]
+    config.write_text(config.read_text() + "\n" + "".join(lines))
 
 
 def files_of(run: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +12,51 @@ import pytest
 from autobatch.errors import UsageError
 from autobatch.probing.job import run_probe
 from autobatch.records import Limit, ProbeRequest, ProbeResult, Status, Verdict
-from autobatch.units import parse_bytes
 from tests.conftest import MakeRun, files_of
 
 pytestmark = pytest.mark.recipe
 
-#: Enough for about a dozen sequences of the misbehaving recipe above what a process needs for its imports.
-CAPACITY = "1.6GiB"
+
+Probe = Callable[..., ProbeResult]
 
 
-def probe(run: Path, capacity: str = CAPACITY, **options: Any) -> ProbeResult:
+@pytest.fixture
+def probe(capacity: int) -> Probe:
     """The job's story in this process, so that the tests share one fork server."""
-    return run_probe(ProbeRequest(str(run), capacity_bytes=parse_bytes(capacity), **options))
+
+    def call(run: Path, **options: Any) -> ProbeResult:
+        return run_probe(ProbeRequest(str(run), **({"capacity_bytes": capacity} | options)))
+
+    return call
 
 
 def sizes(result: ProbeResult) -> list[int]:
     return [trial.batch_size for trial in result.trials]
 
 
-def test_a_line_is_answered_exactly(make_run: MakeRun) -> None:
+def test_a_line_is_answered_exactly(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="none")
 
     result = probe(run)
 
     assert result.status is Status.DONE
     answer = result.batch_size
-    assert answer is not None
-    assert sizes(result) == [1, answer, answer + 1]
+    assert answer == 14
+    assert sizes(result) == [1, 14, 15]
     assert [t.verdict for t in result.trials] == [Verdict.FITS, Verdict.FITS, Verdict.OVER_TARGET]
     assert result.fit is not None
     assert result.fit.per_sequence_bytes == pytest.approx(40 * 2**20, rel=0.01)
     assert f"batch_size: {answer}  #" in (run / "finetune.yaml").read_text()
 
 
-def test_a_step_in_the_curve(make_run: MakeRun) -> None:
+def test_a_step_in_the_curve(make_run: MakeRun, probe: Probe) -> None:
     result = probe(make_run("misbehaving.py", misbehaviour="step"))
 
     assert result.batch_size == 12
-    assert sizes(result) == [1, 3, 12, 48, 39, 25, 18, 15, 13]
+    assert sizes(result) == [1, 2, 8, 32, 25, 16, 12, 14, 13]
 
 
-def test_noise_of_a_third_of_a_percent(make_run: MakeRun) -> None:
+def test_noise_of_a_third_of_a_percent(make_run: MakeRun, probe: Probe) -> None:
     quiet = probe(make_run("misbehaving.py", misbehaviour="none"))
     config = Path(quiet.request.run_dir) / "finetune.yaml"
     config.write_text(config.read_text().replace("misbehaviour: none", "misbehaviour: noise"))
@@ -66,7 +71,7 @@ def test_noise_of_a_third_of_a_percent(make_run: MakeRun) -> None:
     assert len(noisy.trials) <= 5
 
 
-def test_a_leak_is_refused_with_its_growth(make_run: MakeRun) -> None:
+def test_a_leak_is_refused_with_its_growth(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="leak")
     before = files_of(run)
 
@@ -79,11 +84,11 @@ def test_a_leak_is_refused_with_its_growth(make_run: MakeRun) -> None:
     assert files_of(run) == before
 
 
-def test_nothing_fits(make_run: MakeRun) -> None:
+def test_nothing_fits(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="none")
     before = files_of(run)
 
-    result = probe(run, capacity="600MiB")
+    result = probe(run, capacity_bytes=600 * 2**20)
 
     assert result.status is Status.NOTHING_FITS
     assert result.status.exit_code == 1
@@ -94,7 +99,7 @@ def test_nothing_fits(make_run: MakeRun) -> None:
     assert stored["status"] == "nothing fits"
 
 
-def test_everything_fits_up_to_the_packs(make_run: MakeRun) -> None:
+def test_everything_fits_up_to_the_packs(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="flat")
 
     result = probe(run)
@@ -105,7 +110,7 @@ def test_everything_fits_up_to_the_packs(make_run: MakeRun) -> None:
     assert "the dataset is the limit, not the memory" in result.message
 
 
-def test_max_batch_size(make_run: MakeRun) -> None:
+def test_max_batch_size(make_run: MakeRun, probe: Probe) -> None:
     result = probe(make_run("misbehaving.py", misbehaviour="flat"), max_batch_size=5)
 
     assert result.batch_size == 5
@@ -113,7 +118,7 @@ def test_max_batch_size(make_run: MakeRun) -> None:
     assert sizes(result) == [1, 5]
 
 
-def test_out_of_memory_at_the_first_size(make_run: MakeRun) -> None:
+def test_out_of_memory_at_the_first_size(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="oom", at=1)
     before = files_of(run)
 
@@ -125,15 +130,15 @@ def test_out_of_memory_at_the_first_size(make_run: MakeRun) -> None:
     assert files_of(run) == before
 
 
-def test_out_of_memory_above_shrinks_the_bracket(make_run: MakeRun) -> None:
+def test_out_of_memory_above_shrinks_the_bracket(make_run: MakeRun, probe: Probe) -> None:
     result = probe(make_run("misbehaving.py", misbehaviour="oom", at=4))
 
     assert result.batch_size == 3
-    assert sizes(result) == [1, 18, 9, 5, 3, 4]
+    assert sizes(result) == [1, 14, 7, 4, 2, 3]
     assert "batch_size 4 ran out of memory" in result.message
 
 
-def test_a_crash_at_one_size_ends_the_probe_with_its_error(make_run: MakeRun) -> None:
+def test_a_crash_at_one_size_ends_the_probe_with_its_error(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="crash", at=1)
     before = files_of(run)
 
@@ -146,7 +151,7 @@ def test_a_crash_at_one_size_ends_the_probe_with_its_error(make_run: MakeRun) ->
     assert files_of(run) == before
 
 
-def test_a_hang_is_ended_by_the_trial_timeout(make_run: MakeRun) -> None:
+def test_a_hang_is_ended_by_the_trial_timeout(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="hang", at=1)
     before = files_of(run)
 
@@ -159,7 +164,7 @@ def test_a_hang_is_ended_by_the_trial_timeout(make_run: MakeRun) -> None:
     assert files_of(run) == before
 
 
-def test_a_worker_killed_once_is_measured_again(make_run: MakeRun) -> None:
+def test_a_worker_killed_once_is_measured_again(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="killed once", at=1)
 
     result = probe(run, max_batch_size=2)
@@ -170,7 +175,7 @@ def test_a_worker_killed_once_is_measured_again(make_run: MakeRun) -> None:
     assert (run / "killed").exists()
 
 
-def test_a_worker_killed_again_is_no_measurement(make_run: MakeRun) -> None:
+def test_a_worker_killed_again_is_no_measurement(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="killed always")
     before = files_of(run)
 
@@ -181,7 +186,7 @@ def test_a_worker_killed_again_is_no_measurement(make_run: MakeRun) -> None:
     assert files_of(run) == before
 
 
-def test_a_recipe_that_exits_with_0_early_is_no_measurement(make_run: MakeRun) -> None:
+def test_a_recipe_that_exits_with_0_early_is_no_measurement(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="leaves early")
     before = files_of(run)
 
@@ -192,7 +197,7 @@ def test_a_recipe_that_exits_with_0_early_is_no_measurement(make_run: MakeRun) -
     assert files_of(run) == before
 
 
-def test_fewer_packs_than_accumulation_steps_is_refused(make_run: MakeRun) -> None:
+def test_fewer_packs_than_accumulation_steps_is_refused(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="flat")
     config = run / "finetune.yaml"
     config.write_text(
@@ -208,7 +213,7 @@ def test_fewer_packs_than_accumulation_steps_is_refused(make_run: MakeRun) -> No
     assert files_of(run) == before
 
 
-def test_a_missing_card_is_refused(make_run: MakeRun) -> None:
+def test_a_missing_card_is_refused(make_run: MakeRun, probe: Probe) -> None:
     run = make_run()
     config = run / "finetune.yaml"
     config.write_text(config.read_text().replace("device: cpu", "device: cuda"))

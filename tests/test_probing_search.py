@@ -80,7 +80,10 @@ def line(answer: int, fixed: float = 150) -> Curve:
         pytest.param(line(37, fixed=400), 100 * MB, [1, 2, 8, 37, 38], id="full, answer 37"),
         pytest.param(line(7), None, [1, 2, 7, 8], id="memory before the first batch unknown"),
         pytest.param(
-            lambda b: (300 + b if b <= 12 else 800 + b) * MB, 280 * MB, [1, 20, 15, 8, 13, 10, 11, 12], id="step"
+            lambda b: (300 + b if b <= 12 else 800 + b) * MB,
+            280 * MB,
+            [1, 20, 15, 8, 13, 10, 11, 12],
+            id="step",
         ),
         pytest.param(
             lambda b: (300 + b if b <= 12 else 1800 + b) * MB,
@@ -89,7 +92,10 @@ def line(answer: int, fixed: float = 150) -> Curve:
             id="step into out of memory",
         ),
         pytest.param(
-            lambda b: max(400, 250 + 36 * b) * MB, 100 * MB, [1, 2, 8, 15, 12, 13], id="convex, as full fine-tuning is"
+            lambda b: max(400, 250 + 36 * b) * MB,
+            100 * MB,
+            [1, 2, 8, 15, 12, 13],
+            id="convex, as full fine-tuning is",
         ),
     ],
 )

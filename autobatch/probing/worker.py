@@ -14,7 +14,7 @@ from typing import Any
 
 from autobatch.packing.build import PackSpec, build
 from autobatch.probing.components import EventFile, TrialFinished
-from autobatch.probing.meter import find_device
+from autobatch.probing.meter import adopt_file_pages, find_device
 from autobatch.probing.residence import touch_inherited_files
 from autobatch.records import to_json
 
@@ -50,6 +50,8 @@ def run_recipe(spec: TrialSpec) -> None:
     or exits before that has not given a measurement, whatever its status.
     """
     events = EventFile(spec.events)
+    if spec.device == "cpu":
+        adopt_file_pages(os.getppid())
     enter_run(spec.working_dir, spec.device)
     sys.argv = [spec.recipe, "--config", spec.config]
     sys.path.append(str(Path(spec.recipe).parent))

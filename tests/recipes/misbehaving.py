@@ -20,12 +20,12 @@ MIB_FIXED = 100
 MIB_EACH = 40
 
 
-def touch(mib):
+def touch(mib: float) -> torch.Tensor:
     """Memory of so many MiB that is really resident."""
     return torch.ones(int(mib * MIB), dtype=torch.uint8)
 
 
-def once(name):
+def once(name: str) -> bool:
     """True for the first process that asks, by a file in the working directory."""
     try:
         Path(name).touch(exist_ok=False)
@@ -34,7 +34,7 @@ def once(name):
     return True
 
 
-@config.parse
+@config.parse  # type: ignore[untyped-decorator]  # torchtune has no type hints to follow
 def recipe_main(cfg: DictConfig) -> None:
     how, b = cfg.misbehaviour, cfg.batch_size
     logger = config.instantiate(cfg.metric_logger)
@@ -70,7 +70,6 @@ def recipe_main(cfg: DictConfig) -> None:
         del batch
         logger.log_dict({"loss": 1.0, "tokens_per_second_per_gpu": 1000.0}, step=step)
     del fixed
-    print("the recipe came to its end")
 
 
 if __name__ == "__main__":
