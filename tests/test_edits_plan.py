@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from autobatch.edits.markdown_blocks import Row
-from autobatch.edits.plan_markdown import BulletValue, PerRun, set_plan_configuration, set_plan_row
+from autobatch.edits.plan_markdown import set_plan_configuration, set_plan_row
+from autobatch.edits.plan_values import BulletValue, PerRun, Stated
 from autobatch.errors import EditError
 
 ROW = {
@@ -540,3 +541,34 @@ def test_any_plan_gets_its_bullets_and_keeps_the_rest(text: str, newline: str) -
 @given(line=st.text("ab |\\`-:\t", max_size=20), end=st.sampled_from(["", "\n", "\r\n"]))
 def test_a_row_is_rendered_as_it_was(line: str, end: str) -> None:
     assert Row.parse(line + end).render() == line + end
+
+
+def test_defaults_fill_empty_cells_only() -> None:
+    before = "## Packing Analysis\n\n| Run | Model |\n|---|---|\n| a | my 1B |\n| b | |\n"
+
+    text = set_plan_row(
+        set_plan_row(before, "a", {}, defaults={"Model": "1B"}), "b", {}, defaults={"Model": "1B"}
+    )
+
+    assert "| a | my 1B |" in text
+    assert "| b | 1B |" in text.replace("  ", " ")
+
+
+def test_a_stated_value_keeps_the_users_reason() -> None:
+    before = "## Configuration\n\n- **Dataset packing**: True - short examples\n"
+
+    kept = set_plan_configuration(before, {"Dataset packing": Stated("True", "ours")})
+    changed = set_plan_configuration(before, {"Dataset packing": Stated("False", "ours")})
+
+    assert kept == before
+    assert changed == "## Configuration\n\n- **Dataset packing**: False - ours\n"
+
+
+def test_sub_bullets_can_be_shared_by_runs() -> None:
+    before = "## Configuration\n\n- **Dataset packing**: True\n  - Packing density: run1: 5.2\n"
+
+    after = set_plan_configuration(
+        before, {"Dataset packing": ("True", (("Packing density", PerRun("run2", "2.8")),))}
+    )
+
+    assert after == before.replace("run1: 5.2", "run1: 5.2, run2: 2.8")

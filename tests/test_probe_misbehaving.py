@@ -53,7 +53,7 @@ def test_a_step_in_the_curve(make_run: MakeRun, probe: Probe) -> None:
     result = probe(make_run("misbehaving.py", misbehaviour="step"))
 
     assert result.batch_size == 12
-    assert sizes(result) == [1, 2, 8, 32, 25, 16, 12, 14, 13]
+    assert sizes(result) == [1, 2, 8, 32, 21, 14, 11, 12, 13]
 
 
 def test_noise_of_a_third_of_a_percent(make_run: MakeRun, probe: Probe) -> None:

@@ -336,7 +336,7 @@ def test_problems_of_values_from_the_tune_run_line_name_it(run: Path) -> None:
         pytest.param("True", PackingMode.CONFIG, (True, []), id="packed"),
         pytest.param("True", PackingMode.PACK, (True, []), id="packed-pack"),
         pytest.param("True", PackingMode.UNPACKED, (True, ["--unpacked probes"]), id="packed-unpacked"),
-        pytest.param("False", PackingMode.PACK, (False, ["--pack probes as if"]), id="unpacked-pack"),
+        pytest.param("False", PackingMode.PACK, (False, ["--pack sets it"]), id="unpacked-pack"),
         pytest.param("False", PackingMode.UNPACKED, (False, []), id="unpacked-unpacked"),
         pytest.param("null", PackingMode.UNPACKED, (False, []), id="null-unpacked"),
     ],
@@ -421,7 +421,7 @@ dataset:
         pytest.param(
             "True", "False", PackingMode.UNPACKED, "dataset.1: not packed, beside", id="mixed-unpacked"
         ),
-        pytest.param("True", "False", PackingMode.PACK, False, id="mixed-pack"),
+        pytest.param("True", "False", PackingMode.PACK, "--pack can't set packed in a list", id="mixed-pack"),
         pytest.param("False", "False", PackingMode.CONFIG, "dataset.0.packed isn't True", id="neither"),
     ],
 )
@@ -520,7 +520,7 @@ def test_a_script_that_trains_with_a_copy(run: Path) -> None:
         ("target_fraction", float("nan"), "(0, 1]"),
         ("capacity_bytes", 0, "--capacity 0"),
         ("max_batch_size", 0, "--max-batch-size 0 is less than 1"),
-        ("min_steps", 1, "--min-steps 1 is less than 2"),
+        ("min_steps", 1, "--steps 1 is less than 2"),
         ("density_sample", 0, "--density-sample"),
         ("trial_timeout_s", 0.0, "--trial-timeout 0"),
     ],

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from autobatch.edits.markdown_blocks import Blocks, Bullet, Row, Section, Table, pad_cell, plain
+from autobatch.edits.plan_values import BulletText, BulletValue, one_line
 from autobatch.errors import EditError
 
 #: Columns of a table that we begin; a table that is there needs none of them but gets `Run`.
@@ -31,42 +31,16 @@ _BULLET = re.compile(
     r"(?P<marker>[ \t]*[-*+][ \t]+)(?P<label>[^:]*?)(?P<colon>[ \t]*:(?:\*\*|__)?)[ \t]*(?P<value>.*)",
     re.DOTALL,
 )
-_PER_RUN = re.compile(
-    r"[ \t]*(?:(?P<quote>`+)(?P<quoted>.+?)(?P=quote)(?!`)|(?P<bare>[^,:`]+?))[ \t]*:[ \t]*(?P<value>[^,]*)"
-)
 
 
-@dataclass(frozen=True)
-class PerRun:
-    """The entry of one run in a bullet that runs share, e.g. ``run1: 24, run2: 16``.
-
-    What is there for other runs stays, whatever else is there too. A run's name that has a comma, a colon
-    or a backtick in it is written as a code span; commas in `value` become semicolons.
-    """
-
-    run: str
-    value: str
-
-    def merge_into(self, current: str) -> str:
-        """`current` with this run's entry replaced, or added at its end."""
-        name = _one_line(self.run)
-        value = _one_line(self.value).replace(",", ";")
-        position = 0
-        while position < len(current):
-            entry = _PER_RUN.match(current, position)
-            if entry and _entry_name(entry) == name:
-                before = current[: entry.start("value")].rstrip()
-                return f"{before} {value}".rstrip() + current[entry.end("value") :]
-            comma = current.find(",", entry.end() if entry else position)
-            position = comma + 1 if comma >= 0 else len(current)
-        entry_text = f"{_quote_name(name)}: {value}"
-        return f"{current}, {entry_text}" if current else entry_text
-
-
-BulletValue = str | PerRun | tuple[str | PerRun, tuple[str, ...]]
-
-
-def set_plan_row(text: str, run: str, row: Mapping[str, str], *, name: str = "runs_plan.md") -> str:
+def set_plan_row(
+    text: str,
+    run: str,
+    row: Mapping[str, str],
+    *,
+    defaults: Mapping[str, str] | None = None,
+    name: str = "runs_plan.md",
+) -> str:
     """Sets the row of `run` in the table of the section ``## Packing Analysis``.
 
     The section is the first whose heading begins with these words. Its table is the first that has a
@@ -79,16 +53,18 @@ def set_plan_row(text: str, run: str, row: Mapping[str, str], *, name: str = "ru
         text: of the file.
         run: the run's name.
         row: text by column name; a column that it doesn't name keeps its cell.
+        defaults: text for cells that are empty.
         name: of the file, for messages.
 
     Raises:
         EditError: the run has no name, or the section would end up inside of a block that isn't closed.
     """
-    if not _one_line(run):
+    if not one_line(run):
         raise EditError(f"{name}: a run without a name has no row: name the run directory")
     cells = {_RUN: run} | {column: value for column, value in row.items() if _column(column) != _column(_RUN)}
-    cells = {column: _one_line(value) for column, value in cells.items()}
-    return _twice(lambda before: _set_row(before, cells), text, name)
+    cells = {column: one_line(value) for column, value in cells.items()}
+    fallback = {column: one_line(value) for column, value in (defaults or {}).items()}
+    return _twice(lambda before: _set_row(before, cells, fallback), text, name)
 
 
 def set_plan_configuration(
@@ -106,7 +82,7 @@ def set_plan_configuration(
 
     Args:
         text: of the file.
-        bullets: by label, the value, or the value and sub-bullets ``label: value``.
+        bullets: by label, the value, or the value and sub-bullets ``label: value`` or ``(label, value)``.
         name: of the file, for messages.
 
     Raises:
@@ -118,7 +94,10 @@ def set_plan_configuration(
             value, below = bullet if isinstance(bullet, tuple) else (bullet, ())
             before = _set_bullet(before, label, value)
             for sub_bullet in below:
-                before = _set_sub_bullet(before, label, _one_line(sub_bullet))
+                if isinstance(sub_bullet, str):
+                    sub_label, _, text_below = one_line(sub_bullet).partition(":")
+                    sub_bullet = (sub_label, text_below.strip())
+                before = _set_sub_bullet(before, label, *sub_bullet)
         return before
 
     return _twice(change, text, name)
@@ -135,26 +114,28 @@ def _twice(change: Callable[[str], str], text: str, name: str) -> str:
     return after
 
 
-def _set_row(text: str, cells: Mapping[str, str]) -> str:
+def _set_row(text: str, cells: Mapping[str, str], defaults: Mapping[str, str]) -> str:
     blocks = Blocks(text)
     sections = blocks.sections(lambda title: re.match(r"packing analysis(?!\w)", title) is not None)
     for section in sections:
         for table in blocks.tables(section):
             header = {_column(cell) for cell in Row.parse(blocks.lines[table.start]).cells}
             if header & {_column(_RUN), _column("Batch Size")}:
-                return _set_row_of(blocks, table, cells)
+                return _set_row_of(blocks, table, cells, defaults)
     if sections:
-        return _add_below(blocks, sections[0], _new_table(cells))
+        return _add_below(blocks, sections[0], _new_table({**cells, **defaults}))
     end = blocks.last_line(0, len(blocks.lines))
     blank = [""] if end and end == len(blocks.lines) else []
-    return blocks.insert(len(blocks.lines), [*blank, "## Packing Analysis", "", *_new_table(cells)])
+    return blocks.insert(
+        len(blocks.lines), [*blank, "## Packing Analysis", "", *_new_table({**cells, **defaults})]
+    )
 
 
-def _set_row_of(blocks: Blocks, table: Table, cells: Mapping[str, str]) -> str:
+def _set_row_of(blocks: Blocks, table: Table, cells: Mapping[str, str], defaults: Mapping[str, str]) -> str:
     rows = [Row.parse(line) for line in blocks.lines[table.start : table.end]]
     header, delimiter = rows[:2]
     columns = [_column(cell) for cell in header.cells]
-    for column, value in cells.items():
+    for column, value in ({**cells, **defaults}).items():
         if _column(column) not in columns:
             at = 0 if column == _RUN else len(columns)
             columns.insert(at, _column(column))
@@ -174,6 +155,9 @@ def _set_row_of(blocks: Blocks, table: Table, cells: Mapping[str, str]) -> str:
         rows.append(ours)
     for column, value in cells.items():
         ours.set(columns.index(_column(column)), value)
+    for column, value in defaults.items():
+        if not ours.get(columns.index(_column(column))):
+            ours.set(columns.index(_column(column)), value)
     rendered = [row.render() for row in rows]
     return "".join([*blocks.lines[: table.start], *rendered, *blocks.lines[table.end :]])
 
@@ -197,7 +181,7 @@ def _add_below(blocks: Blocks, section: Section, lines: list[str]) -> str:
     return blocks.insert(at, ["", *lines, ""] if heading_follows else ["", *lines])
 
 
-def _set_bullet(text: str, label: str, value: str | PerRun) -> str:
+def _set_bullet(text: str, label: str, value: BulletText) -> str:
     blocks = Blocks(text)
     section = _configuration(blocks)
     if section is None:
@@ -206,13 +190,17 @@ def _set_bullet(text: str, label: str, value: str | PerRun) -> str:
     found = _find(blocks, [bullet for bullets in lists for bullet in bullets], label)
     if found:
         return _set_value(blocks, found, value)
-    new = f"**{label}**: {value.merge_into('') if isinstance(value, PerRun) else _one_line(value)}"
+    new = f"**{label}**: {_merged(value, '')}"
     if not lists or not lists[0]:
         return _add_below(blocks, section, [f"- {new}".rstrip()])
     return _append(blocks, lists[0], new)
 
 
-def _set_sub_bullet(text: str, label: str, sub_bullet: str) -> str:
+def _merged(value: BulletText, current: str) -> str:
+    return one_line(value) if isinstance(value, str) else value.merge_into(current)
+
+
+def _set_sub_bullet(text: str, label: str, sub_label: str, value: BulletText) -> str:
     blocks = Blocks(text)
     section = _configuration(blocks)
     if section is None:
@@ -220,10 +208,10 @@ def _set_sub_bullet(text: str, label: str, sub_bullet: str) -> str:
     parent = _find(blocks, [bullet for bullets in blocks.lists(section) for bullet in bullets], label)
     if parent is None:
         return text
-    sub_label, _, value = sub_bullet.partition(":")
     found = _find(blocks, parent.bullets, sub_label)
     if found:
-        return _set_value(blocks, found, value.strip())
+        return _set_value(blocks, found, value)
+    sub_bullet = f"{sub_label}: {_merged(value, '')}"
     if parent.bullets:
         return _append(blocks, parent.bullets, sub_bullet)
     indent = " " * len(_marker(blocks, parent).expandtabs(4))
@@ -242,7 +230,7 @@ def _find(blocks: Blocks, bullets: list[Bullet] | tuple[Bullet, ...], label: str
     return None
 
 
-def _set_value(blocks: Blocks, bullet: Bullet, value: str | PerRun) -> str:
+def _set_value(blocks: Blocks, bullet: Bullet, value: BulletText) -> str:
     lines = blocks.lines[bullet.start : bullet.value_end]
     match = _BULLET.match(lines[0])
     if match is None:
@@ -250,7 +238,7 @@ def _set_value(blocks: Blocks, bullet: Bullet, value: str | PerRun) -> str:
     current = " ".join(
         part for part in (match["value"].strip(), *(line.strip() for line in lines[1:])) if part
     )
-    wanted = value.merge_into(current) if isinstance(value, PerRun) else _one_line(value)
+    wanted = _merged(value, current)
     if current == wanted:
         return "".join(blocks.lines)
     line_end = lines[-1][len(lines[-1].rstrip("\r\n")) :]
@@ -276,20 +264,3 @@ def _marker(blocks: Blocks, bullet: Bullet) -> str:
 
 def _column(title: str) -> str:
     return plain(title.replace(r"\|", "|")).replace(" ", "")
-
-
-def _one_line(value: str) -> str:
-    return re.sub(r"[\r\n]+", " ", value).strip()
-
-
-def _entry_name(entry: re.Match[str]) -> str:
-    return (entry["bare"] if entry["quoted"] is None else entry["quoted"]).strip()
-
-
-def _quote_name(name: str) -> str:
-    if not re.search("[,:`]", name):
-        return name
-    longest = max((len(ticks) for ticks in re.findall("`+", name)), default=0)
-    quote = "`" * (longest + 1)
-    space = " " if name.startswith("`") or name.endswith("`") else ""
-    return f"{quote}{space}{name}{space}{quote}"

@@ -113,9 +113,7 @@ def _longest(spec: PackSpec) -> tuple[Density, list[dict[str, Any]], int]:
     """The longest example alone: a batch of it is the largest that an unpacked dataset can give."""
     from tqdm import tqdm
 
-    config, tokenizer = _load(spec)
-    before = _resident_bytes()
-    dataset = _dataset(config, tokenizer, {"packed": False} if _accepts_packed(config) else {})
+    before, dataset, max_seq_len = read_unpacked(spec)
     count = len(dataset)
     sample = blocks_to_sample(count, spec.sample) if spec.sample is not None else [range(count)]
     chosen = [index for block in sample for index in block]
@@ -133,11 +131,19 @@ def _longest(spec: PackSpec) -> tuple[Density, list[dict[str, Any]], int]:
         examples=count,
         packs=count,
         tokens=round(tokens * count / len(chosen)),
-        max_seq_len=getattr(tokenizer, "max_seq_len", None),
+        max_seq_len=max_seq_len,
         longest_example=longest,
         sampled_examples=len(chosen) if spec.sample is not None else None,
     )
     return density, [_plain(row)], _resident_bytes() - before
+
+
+def read_unpacked(spec: PackSpec) -> tuple[int, Any, int | None]:
+    """(resident bytes before the dataset was made, the dataset unpacked, the tokenizer's max_seq_len)."""
+    config, tokenizer = _load(spec)
+    before = _resident_bytes()
+    dataset = _dataset(config, tokenizer, {"packed": False} if _accepts_packed(config) else {})
+    return before, dataset, getattr(tokenizer, "max_seq_len", None)
 
 
 def _resident_bytes() -> int:

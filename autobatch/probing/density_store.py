@@ -12,7 +12,7 @@ from autobatch.packing.build import PackSpec
 from autobatch.packing.logs import packing_progress
 from autobatch.probing.events import Event, Packing
 from autobatch.probing.forkserver import ForkServer
-from autobatch.probing.worker import pack_dataset
+from autobatch.probing.worker import pack_dataset, read_dataset_once
 from autobatch.records import Density, from_json
 from autobatch.runs.fingerprint import data_signature
 
@@ -43,13 +43,17 @@ class DensityStore:
         directory: its `probe/`.
         packed: pack, or look for the longest example.
         sample: pack only about so many examples.
+        in_memory: the dataset will be in the memory that is measured, so `held_bytes` must be right.
     """
 
-    def __init__(self, run: RunDirectory, directory: Path, *, packed: bool, sample: int | None) -> None:
+    def __init__(
+        self, run: RunDirectory, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
+    ) -> None:
         self._run = run
         self._directory = directory
         self._packed = packed
         self._sample = sample
+        self._in_memory = in_memory
         self.rows = directory / "rows.pt"
         self._kept = directory / "density.json"
 
@@ -83,6 +87,12 @@ class DensityStore:
         for left_over in (log, answer):
             left_over.unlink(missing_ok=True)
         config.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)), encoding="utf-8")
+        spec = PackSpec(str(config), self._packed, self._sample, str(self.rows), str(answer))
+        working_dir = str(self._run.working_dir)
+        if self._in_memory:
+            first = self._directory / "reading.log"
+            first.unlink(missing_ok=True)
+            server.run(read_dataset_once, spec, working_dir, log=first, timeout_s=float("inf"))
         last: tuple[int, int] | None = None
 
         def on_wait() -> None:
@@ -94,8 +104,8 @@ class DensityStore:
 
         ended = server.run(
             pack_dataset,
-            PackSpec(str(config), self._packed, self._sample, str(self.rows), str(answer)),
-            str(self._run.working_dir),
+            spec,
+            working_dir,
             log=log,
             timeout_s=float("inf"),
             on_wait=on_wait,

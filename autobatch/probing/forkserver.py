@@ -31,12 +31,14 @@ _PRELOAD = (
     "torch",
     "torch._dynamo",
     "torch.distributed.fsdp",
+    "torch.distributed.run",
     "torch.optim",
     "torchao",
     "torchao.quantization",
     "torchdata.stateful_dataloader",
     "datasets",
     "huggingface_hub",
+    "kagglehub",
     "omegaconf",
     "safetensors.torch",
     "sentencepiece",
@@ -49,8 +51,14 @@ _PRELOAD = (
 #: A child that finds CUDA initialised by its parent ends with this status (an unused one of sysexits.h).
 CUDA_INHERITED = 79
 
-#: `torch.cuda.is_available()` then asks NVML and leaves the driver alone, which matters in the server.
-_ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"}
+#: With the first, `torch.cuda.is_available()` asks NVML and leaves the driver alone, which matters in the server;
+#: tiktoken keeps copies of tokenizer files under a hash of their path as written, so that two runs with
+#: `../model/tokenizer.model` would share one; an empty variable turns that off.
+_ENVIRONMENT = {
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    "TIKTOKEN_CACHE_DIR": "",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 _PR_SET_PDEATHSIG = 1
 

@@ -135,7 +135,13 @@ class _Probe:
             started=self._started,
         )
         self._tell(FoundDevice(device, capacity, result.target_bytes or 0, metric.value))
-        store = DensityStore(run, self._directory, packed=self._packed, sample=request.density_sample)
+        store = DensityStore(
+            run,
+            self._directory,
+            packed=self._packed,
+            sample=request.density_sample,
+            in_memory=device.kind == "cpu",
+        )
         packing = store.get(self._server, self._tell, fresh=request.force)
         if packing.density is None:
             return self._end(outcome.packing_failed(result, run, packing.error))
@@ -279,7 +285,10 @@ class _Probe:
             **{name: os.environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
             **installed_versions(),
         }
-        return fingerprint(self._run.resolved(), extras)
+        config = self._run.resolved()
+        if isinstance(config["dataset"], dict):
+            config["dataset"]["packed"] = self._packed
+        return fingerprint(config, extras)
 
     def _open_journal(self, result: ProbeResult) -> Journal:
         key = {

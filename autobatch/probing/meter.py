@@ -12,7 +12,6 @@ from typing import Protocol
 
 from autobatch.records import Device, Metric
 
-
 #: /proc/pid/pagemap: 64 bits a page, of which bit 63 says that it is present (Linux, admin-guide/mm/pagemap).
 _PAGEMAP_ENTRY = 8
 _PRESENT = 1 << 63

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autobatch.edits.files import Change, edit_file
-from autobatch.edits.plan_markdown import PerRun, set_plan_configuration, set_plan_row
+from autobatch.edits.plan_markdown import set_plan_configuration, set_plan_row
+from autobatch.edits.plan_values import BulletValue, PerRun, Stated
 from autobatch.edits.yaml_values import set_values
 from autobatch.errors import EditError
 from autobatch.probing.events import Event, Wrote
@@ -59,11 +60,12 @@ def _edit_config(text: str, run: RunDirectory, result: ProbeResult) -> str:
 
 def _edit_plan(text: str, run: RunDirectory, result: ProbeResult) -> str:
     name = str(run.plan_path)
-    text = set_plan_row(text, run.name, plan_row(run, result), name=name)
-    return set_plan_configuration(text, plan_bullets(run, result), name=name)
+    defaults = {"Model": model_label(run.resolved().get("model"))}
+    text = set_plan_row(text, run.name, plan_row(result), defaults=defaults, name=name)
+    return set_plan_configuration(text, plan_bullets(run.name, result), name=name)
 
 
-def plan_row(run: RunDirectory, result: ProbeResult) -> dict[str, str]:
+def plan_row(result: ProbeResult) -> dict[str, str]:
     """The run's cells in the section `## Packing Analysis`, by column."""
     density, device = result.density, result.device
     assert density is not None
@@ -73,7 +75,6 @@ def plan_row(run: RunDirectory, result: ProbeResult) -> dict[str, str]:
     planned = "" if result.request.capacity_bytes is None else f" of {format_bytes(result.capacity_bytes)}"
     share = format_percent(result.peak_bytes, result.capacity_bytes)
     return {
-        "Model": model_label(run.resolved().get("model")),
         "Batch Size": str(result.batch_size),
         "Packed": str(density.packed),
         "Packing Density": _density_text(density),
@@ -82,7 +83,7 @@ def plan_row(run: RunDirectory, result: ProbeResult) -> dict[str, str]:
     }
 
 
-def plan_bullets(run: RunDirectory, result: ProbeResult) -> dict[str, Any]:
+def plan_bullets(run: str, result: ProbeResult) -> dict[str, BulletValue]:
     """The bullets of the section `## Configuration`, by label."""
     density, fit = result.density, result.fit
     assert density is not None
@@ -93,23 +94,23 @@ def plan_bullets(run: RunDirectory, result: ProbeResult) -> dict[str, Any]:
     impact = "one batch_size was measured"
     if fit is not None:
         impact = (
-            f"{format_bytes(fit.per_sequence_bytes)} for each sequence of {density.max_seq_len} tokens, "
-            f"whatever the density, on top of {format_bytes(fit.fixed_bytes)}"
+            f"{format_bytes(fit.fixed_bytes)} and {format_bytes(fit.per_sequence_bytes)} for each sequence "
+            f"of {density.max_seq_len if density.packed else density.longest_example} tokens"
         )
     accumulation = result.gradient_accumulation_steps
     effective = result.batch_size * accumulation
     examples = f", about {effective * density.examples_per_pack:.0f} examples" if density.packed else ""
     return {
         "Dataset packing": (
-            f"{density.packed} - {reason}",
+            Stated(str(density.packed), reason),
             (
-                f"Packing density: {_density_text(density)}",
-                f"Impact on memory: {impact}",
+                ("Packing density", PerRun(run, _density_text(density))),
+                ("Impact on memory", PerRun(run, impact)),
             ),
         ),
-        "Batch sizes": PerRun(run.name, f"{result.batch_size} (measured)"),
+        "Batch sizes": PerRun(run, f"{result.batch_size} (measured)"),
         "Gradient accumulation": PerRun(
-            run.name, f"{accumulation} (effective batch size: {effective} sequences{examples})"
+            run, f"{accumulation} (effective batch size: {effective} sequences{examples})"
         ),
     }
 

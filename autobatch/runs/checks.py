@@ -170,8 +170,12 @@ def _check_packed_everywhere(
     if not unpacked:
         return
     where = config.where(f"{unpacked[0]}.packed")
-    if mode is PackingMode.PACK:
-        findings.note(f"{where}: packed isn't True there; --pack probes as if it were")
+    if mode is PackingMode.PACK and isinstance(config.get("dataset"), list):
+        findings.problem(
+            "--pack can't set packed in a list of datasets", where, "write `packed: True` into each entry"
+        )
+    elif mode is PackingMode.PACK:
+        findings.note(f"{where}: packed isn't True there; --pack sets it when the probe is done")
     elif len(unpacked) < len(packed):
         findings.problem(
             f"{', '.join(unpacked)}: not packed, beside datasets that are; torchtune refuses such a mix",

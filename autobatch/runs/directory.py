@@ -136,7 +136,7 @@ def check_request(request: ProbeRequest) -> None:
         ("--max-batch-size", request.max_batch_size, 1),
         ("--density-sample", request.density_sample, 1),
         # Adam's state appears at the first step, so that the second is the first whose peak counts.
-        ("--min-steps", request.min_steps, 2),
+        ("--steps", request.min_steps, 2),
     ]
     wrong += [
         f"{name} {value:g} is less than {least:g}"

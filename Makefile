@@ -1,0 +1,41 @@
+# `make demo` and `make test` do all of their own set-up, in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   lay out a small run in demo-run/ and probe it: no GPU, no Slurm, no download"
+	@echo "make test   run every test"
+	@echo "make lint   ruff and mypy --strict"
+	@echo "make bench  probe against plain tune run at every batch size (exactness; takes a while)"
+	@echo "make clean  remove .venv, demo-run/ and caches"
+
+# torch first and by itself: as another package's dependency, pip would fetch a build with CUDA packages.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	rm -rf demo-run
+	$(BIN)/autobatch demo demo-run
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks.exactness
+
+clean:
+	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
