@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autobatch.api import probe as probe
     from autobatch.records import ProbeResult as ProbeResult
+    from autobatch.records import Status as Status
 
-__all__ = ["ProbeResult", "__version__", "probe"]
+__all__ = ["ProbeResult", "Status", "__version__", "probe"]
 __version__ = "0.1.0"
 
 
@@ -25,8 +26,8 @@ def __getattr__(name: str) -> Any:
         from autobatch.api import probe
 
         return probe
-    if name == "ProbeResult":
-        from autobatch.records import ProbeResult
+    if name in ("ProbeResult", "Status"):
+        from autobatch import records
 
-        return ProbeResult
+        return getattr(records, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

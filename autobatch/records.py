@@ -298,6 +298,8 @@ def _decode(kind: Any, data: Any) -> Any:
             return None
         return _decode(next(a for a in arguments if a is not type(None)), data)
     if origin is tuple:
+        if not isinstance(data, list):
+            raise TypeError(f"{data!r} is not a list")
         return tuple(_decode(arguments[0], item) for item in data)
     if origin is dict:
         return {key: _decode(arguments[1], value) for key, value in data.items()}

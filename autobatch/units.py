@@ -18,6 +18,7 @@ _BYTES_PER_UNIT = {
     "gib": 2**30,
     "tib": 2**40,
 }
+_ABSURD_BYTES = 2**63
 
 
 def parse_bytes(text: str) -> int:
@@ -30,10 +31,10 @@ def parse_bytes(text: str) -> int:
     unit = match.group(2).lower() if match else ""
     if not match or unit not in _BYTES_PER_UNIT:
         raise UsageError(f"{text!r} is not a size: write a number and a unit, such as 40GiB or 512MiB")
-    size = int(float(match.group(1)) * _BYTES_PER_UNIT[unit])
-    if size <= 0:
-        raise UsageError(f"{text!r} is not a size: it must be at least one byte")
-    return size
+    size = float(match.group(1)) * _BYTES_PER_UNIT[unit]
+    if not 1 <= size < _ABSURD_BYTES:
+        raise UsageError(f"{text!r} is not a size: it must be at least one byte, and less than 2**63")
+    return int(size)
 
 
 def format_bytes(size: float) -> str:
@@ -51,7 +52,7 @@ def format_percent(part: float, whole: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """``8.1 s``, ``1 min 05 s`` or ``2 h 03 min``."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     from autobatch.cli.main import main
     from autobatch.demo import lay_out
 
+    # It says at import that its CUDA extensions need another torch; the demo makes its weights without them.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
     directory = Path(arguments.directory)
     run_dir = lay_out(directory, force=arguments.force)
     print(f"laid out {directory}: {run_dir} and what it needs", file=sys.stderr)

@@ -114,7 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--density-sample",
         type=int,
         metavar="N",
-        help="pack about N examples instead of all; density and number of packs are then extrapolated",
+        help="pack about N examples instead of all (more, where N would fill too few packs); density and number "
+        "of packs are then extrapolated",
     )
     what.add_argument(
         "--force", action="store_true", help="measure again though valid measurements are on file"

@@ -6,19 +6,25 @@ The rows are stored for the trials (`StoredRows` reads them) and the density is 
 from __future__ import annotations
 
 import json
-import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autobatch.packing.density import Pack, blocks_to_sample, density_from_blocks, density_of
+from autobatch.packing.density import Pack, blocks_to_sample, density_from_blocks, density_of, least_examples
 from autobatch.records import Density, to_json
 
 #: Stored rows: memory doesn't depend on what a row says, so a few are repeated as often as needed.
 _STORED_BYTES = 64 * 2**20
 _STORED_ROWS = 1024
+
+#: Examples whose length is looked at before a sample is drawn.
+_PILOT_EXAMPLES = 50
+
+#: Permissions, path (or nothing) and resident KiB of a mapping in /proc/PID/smaps.
+_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ (\S+) \S+ \S+ \d+ *(.*)\n(?:\w+: .*\n)*?Rss: +(\d+) kB", re.M)
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,12 @@ def _sampled(
     # text_completion_dataset is the one component that splits examples across packs unless told otherwise.
     split = first.get("split_across_pack", "text_completion_dataset" in str(first.get("_component_")))
     unpacked = _resident_bytes()
+    if not len(dataset):
+        raise ValueError("the dataset has no examples")
+    some = range(0, len(dataset), max(1, len(dataset) // _PILOT_EXAMPLES))
+    least = least_examples([_length(dataset[index]) for index in some], max_seq_len)
     blocks, rows = [], []
-    chosen = blocks_to_sample(len(dataset), sample)
+    chosen = blocks_to_sample(len(dataset), sample, least)
     for block in chosen:
         packed = list(
             _rows(PackedDataset(Subset(dataset, block), max_seq_len=max_seq_len, split_across_pack=split))
@@ -147,8 +157,13 @@ def read_unpacked(spec: PackSpec) -> tuple[int, Any, int | None]:
 
 
 def _resident_bytes() -> int:
-    """Resident set of this process: the second field of /proc/self/statm, in pages (proc(5))."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Resident set of this process from /proc/self/smaps (proc(5)), without the code of libraries.
+
+    Training runs much of the same code as packing, and has it in memory without any dataset.
+    """
+    mappings = _MAPPING.findall(Path("/proc/self/smaps").read_text(encoding="utf-8"))
+    libraries = {path for permissions, path, _ in mappings if path.startswith("/") and "x" in permissions}
+    return sum(int(kib) * 1024 for _, path, kib in mappings if path not in libraries)
 
 
 def _load(spec: PackSpec) -> tuple[Any, Any]:

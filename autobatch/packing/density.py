@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 from autobatch.records import Density
 
+#: The standard error comes from the differences between blocks, and the last pack of each is left out.
+_FEWEST_BLOCKS = 5
+_MOST_BLOCKS = 10
+_PACKS_OF_A_BLOCK = 5
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -80,18 +85,34 @@ def density_from_blocks(
     )
 
 
-def blocks_to_sample(examples: int, sample: int, blocks: int = 10) -> list[range]:
+def blocks_to_sample(examples: int, sample: int, least: int = 1) -> list[range]:
     """Blocks of successive examples, evenly spread, that hold about `sample` of them.
 
     Successive, because packing takes examples in the dataset's order and neighbours may be alike.
+
+    Args:
+        examples: in the whole dataset.
+        sample: how many to take; more are taken where so few don't make `_FEWEST_BLOCKS` blocks.
+        least: examples of a block, at least.
     """
-    if sample >= examples:
+    count = min(max(_FEWEST_BLOCKS, min(_MOST_BLOCKS, sample // least)), max(sample, 1))
+    size = max(sample // count, least)
+    if count * size >= examples:
         return [range(examples)]
-    count = max(1, min(blocks, sample // 20))
-    size = sample // count
     gap = (examples - size) / (count - 1) if count > 1 else 0.0
     starts = [round(index * gap) for index in range(count)]
     return [range(start, start + size) for start in starts]
+
+
+def least_examples(lengths: Sequence[int], max_seq_len: int) -> int:
+    """Examples that fill the packs of a block: one that fills none says nothing of how many fill one.
+
+    Args:
+        lengths: tokens of some examples.
+        max_seq_len: tokens of a pack.
+    """
+    mean = sum(lengths) / len(lengths)
+    return math.ceil(_PACKS_OF_A_BLOCK * max_seq_len / max(mean, 1.0))
 
 
 def _ratio_error(counted: Sequence[tuple[int, int]], ratio: float) -> float | None:

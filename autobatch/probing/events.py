@@ -184,14 +184,16 @@ class EventReader:
         self._path = path
         self._attempt = attempt
         self._offset = 0
+        self._first_line = b""
 
     def new(self) -> Iterator[Event]:
         """The events that were added since the last call."""
         try:
-            if self._path.stat().st_size < self._offset:
-                # An attempt has begun the file anew.
-                self._offset = 0
             with self._path.open("rb") as file:
+                first_line = file.readline()
+                if first_line != self._first_line:
+                    # An attempt has begun the file anew; it may be longer again than it was.
+                    self._first_line, self._offset = first_line, 0
                 file.seek(self._offset)
                 chunk = file.read()
         except FileNotFoundError:

@@ -33,8 +33,6 @@ _PRELOAD = (
     "torch.distributed.fsdp",
     "torch.distributed.run",
     "torch.optim",
-    "torchao",
-    "torchao.quantization",
     "torchdata.stateful_dataloader",
     "datasets",
     "huggingface_hub",
@@ -47,6 +45,10 @@ _PRELOAD = (
     "autobatch.packing.build",
     "autobatch.probing.worker",
 )
+
+#: Only where there is no card to spoil: on a GPU machine `torchao.quantization.autoquant` asks for the card's
+#: compute capability as it is imported, which initialises CUDA. There each child imports torchao, in 0.3 s.
+_PRELOAD_ON_CPU = ("torchao", "torchao.quantization")
 
 #: A child that finds CUDA initialised by its parent ends with this status (an unused one of sysexits.h).
 CUDA_INHERITED = 79
@@ -84,12 +86,13 @@ class ForkServer:
     Args:
         environment: set for the server and all its children, on top of this process's. It is set here
             too: multiprocessing's server is one for each process and inherits from it.
+        device: that the children will use, ``cuda`` or ``cpu``.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], device: str = "cpu") -> None:
         os.environ.update(_ENVIRONMENT | dict(environment))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_PRELOAD))
+        context.set_forkserver_preload([*_PRELOAD, *(_PRELOAD_ON_CPU if device == "cpu" else ())])
         self._context: ForkServerContext | SpawnContext = context
 
     def start(self) -> None:

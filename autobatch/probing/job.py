@@ -104,7 +104,7 @@ class _Probe:
         if run.script is not None:
             # The probe must allocate as the training job will.
             os.environ.update(run.script.exports)
-        self._server = ForkServer(MALLOC_ENVIRONMENT if run.device == "cpu" else {})
+        self._server = ForkServer(MALLOC_ENVIRONMENT if run.device == "cpu" else {}, run.device)
         self._recipe = run.recipe.note
         self._packed = (
             run.packed if request.packing is PackingMode.CONFIG else (request.packing is PackingMode.PACK)

@@ -35,7 +35,7 @@ _COMPONENTS = "autobatch.probing.components"
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
     r"|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator: can't allocate memory|\bMemoryError\b"
-    r"|Cannot allocate memory|std::bad_alloc"
+    r"|Cannot allocate memory|std::bad_alloc|OUT_OF_MEMORY|Triton Error \[CUDA\]: out of memory"
 )
 #: cuDNN says so when it can't get its workspace; only then is it about memory.
 _CUDNN_NOT_SUPPORTED = "CUDNN_STATUS_NOT_SUPPORTED"
@@ -165,13 +165,16 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
     sections: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(config, overrides), resolve=True)  # type: ignore[assignment]
     measuring = {"events": str(events), "device": setup.device}
     if not setup.load_weights:
-        for name in [key for key in sections if key.endswith("checkpointer")]:
+        for name, section in sections.items():
+            # One that is null stays null: recipes ask for it to know whether there is a second model.
+            if not name.endswith("checkpointer") or not isinstance(section, dict):
+                continue
             sections[name] = {
                 "_component_": f"{_COMPONENTS}.ZeroCheckpointer",
                 "model": json.dumps(_model_of(name, sections)),
                 "dtype": sections.get("dtype"),
                 "device": setup.device,
-                "model_type": (sections[name] or {}).get("model_type"),
+                "model_type": section.get("model_type"),
             }
     sections["metric_logger"] = {
         "_component_": f"{_COMPONENTS}.StepCounter",

@@ -119,14 +119,10 @@ def model_label(model: Any) -> str:
     """``1B`` of a component such as ``lora_llama3_2_1b``, ``0.5B`` of ``qwen2_5_0_5b``; else its name."""
     component = str(model.get("_component_", "")) if isinstance(model, Mapping) else ""
     name = component.rpartition(".")[2]
-    size = re.search(r"(?<![\d])(\d+(?:_\d+)?)b(?:_|$)", name)
-    if size is None:
-        return name
-    # In llama3_2_1b the 2 is the version's, in qwen2_5_0_5b the 0 is the size's.
-    digits = size.group(1)
-    if "_" in digits and not digits.startswith("0_"):
-        digits = digits.rpartition("_")[2]
-    return digits.replace("_", ".") + "B"
+    # In llama3_2_1b the 2 is the version's, in qwen2_1_5b the 1 is the size's.
+    without_version = re.sub(r"llama3_[123]_|qwen2_5_", "", name)
+    size = re.search(r"(?:^|_)(\d+(?:_\d+)?)b(?:_|$)", without_version)
+    return name if size is None else size.group(1).replace("_", ".") + "B"
 
 
 def _density_text(density: Density) -> str:
