@@ -45,13 +45,15 @@ class Status(str, Enum):
     DONE = "done"
     NOTHING_FITS = "nothing fits"
     UNSTABLE = "unstable"
+    OUT_OF_TIME = "out of time"
     TIMED_OUT = "timed out"
     CRASHED = "crashed"
 
     @property
     def exit_code(self) -> int:
         """0 done, 1 the answer is no, 3 the recipe crashed or hung."""
-        return {Status.DONE: 0, Status.NOTHING_FITS: 1, Status.UNSTABLE: 1}.get(self, 3)
+        refusals = (Status.NOTHING_FITS, Status.UNSTABLE, Status.OUT_OF_TIME)
+        return 0 if self is Status.DONE else 1 if self in refusals else 3
 
 
 class Limit(str, Enum):
@@ -60,6 +62,7 @@ class Limit(str, Enum):
     MEMORY = "memory"
     DATASET = "dataset"
     MAX_BATCH_SIZE = "--max-batch-size"
+    TIME = "the job's time limit"
 
 
 class PackingMode(str, Enum):
@@ -88,6 +91,7 @@ class ProbeRequest:
         packing: where `packed` comes from.
         density_sample: estimate the density from this many examples instead of all.
         force: measure again though a valid result is on file.
+        accept_partial: when the job's time limit ends the search, take the largest size measured to fit.
     """
 
     run_dir: str
@@ -102,6 +106,7 @@ class ProbeRequest:
     packing: PackingMode = PackingMode.CONFIG
     density_sample: int | None = None
     force: bool = False
+    accept_partial: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from autobatch.errors import AutobatchError
 #: only the one that is called is imported.
 COMMANDS = {
     "probe": "measure the largest batch_size of a run and write it into its files",
+    "verify": "check that a run's probe still holds, as the first line of its training job",
+    "status": "show how far the probes of a run or an experiment are",
+    "cancel": "end the probe of a run",
     "report": "show the last probe of a run",
     "demo": "lay out a complete small run and probe it",
 }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autobatch.errors import AutobatchError, JobError
 from autobatch.records import ProbeRequest, from_json, to_json
+
+#: Seconds before the time limit at which Slurm warns a job with a signal, on which submitit requeues it.
+SIGNAL_DELAY_S = 30
 
 
 def probe_job(
@@ -44,10 +48,47 @@ def probe_job(
         )
     tell = EventLog(run_dir / "probe" / EVENTS, attempt)
     try:
-        result = run_probe(asked, tell)
+        result = run_probe(asked, tell, deadline=_deadline())
     except AutobatchError as error:
         tell(Failed(str(error), error.exit_code))
         raise
     if result.status.exit_code != 0:
         raise JobError(result.message)
     return dict(to_json(result))
+
+
+class ProbeJob:
+    """`probe_job` in a form that submitit can requeue: a preempted job goes on from the probe's journal.
+
+    Args:
+        request: a `ProbeRequest` as JSON.
+        attempt: marks the job's events; it stays when the job is requeued.
+    """
+
+    def __init__(self, request: Mapping[str, Any], attempt: str) -> None:
+        self._request = dict(request)
+        self._attempt = attempt
+
+    def __call__(self) -> dict[str, Any]:
+        """Run the probe."""
+        return probe_job(self._request, self._attempt, {})
+
+    def checkpoint(self) -> Any:
+        """What submitit runs when the job starts again: the same; the journal knows how far it got."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _deadline() -> float | None:
+    """Unix time at which a Slurm job should have ended by itself; None where there is no limit to know."""
+    job_id = os.environ.get("SLURM_JOB_ID")
+    if job_id is None:
+        return None
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    if end.isdigit():
+        return int(end) - SIGNAL_DELAY_S
+    from autobatch.launch.slurm import seconds_left
+
+    left = seconds_left(job_id)
+    return None if left is None else time.time() + left - SIGNAL_DELAY_S

@@ -9,29 +9,25 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from autobatch.edits.files import replace_file
 from autobatch.errors import UsageError
+from autobatch.launch.resources import Resources, resolve_resources
+from autobatch.launch.slurm import SlurmJob
 from autobatch.probing.events import EVENTS, Ended, Event, EventReader, Failed
 from autobatch.records import ProbeRequest, to_json
 from autobatch.runs.directory import RunDirectory
+from autobatch.runs.settings import Profile
 
-#: Minutes that a probe's job may take on Slurm.
-TIMEOUT_MIN = 20
+#: In `probe/`: which job is probing the run.
+JOB_NOTE = "job.json"
 
 #: submitit's local executor ends a job after its time; a probe on this machine has no queue to mind.
 _LOCAL_TIMEOUT_MIN = 7 * 24 * 60
-
-#: Options of the training job's header that decide on what kind of node it runs. Its time, output, name
-#: and number of tasks are its own.
-_INHERITED = (
-    "partition", "account", "qos", "constraint", "gres", "gpus", "gpus-per-node", "gpus-per-task", "mem",
-    "mem-per-cpu", "mem-per-gpu", "cpus-per-task", "cpus-per-gpu", "nodelist", "exclude", "reservation",
-    "licenses", "clusters",
-)  # fmt: skip
 
 
 class Cluster(str, Enum):
@@ -84,19 +80,55 @@ def resolve_cluster(cluster: Cluster) -> tuple[Cluster, str]:
     return Cluster.LOCAL, "no sbatch on the PATH"
 
 
-def submit(request: ProbeRequest, run: RunDirectory, cluster: Cluster) -> Submission:
-    """Start the probe's job.
+def submit(
+    request: ProbeRequest,
+    run: RunDirectory,
+    cluster: Cluster,
+    *,
+    resources: Resources | None = None,
+    after: str | None = None,
+) -> Submission:
+    """Start the probe's job, and note it in `probe/job.json`.
 
     Args:
         request: what is asked.
         run: the run, read.
         cluster: where; not `auto`.
+        resources: on Slurm, what to ask for.
+        after: on Slurm, a job that must end well first.
     """
     folder = run.path / "probe" / "job"
     folder.mkdir(parents=True, exist_ok=True)
+    submission: Submission
     if cluster is Cluster.INLINE:
-        return _PlainProcess(request, folder)
-    return _SubmititJob(request, run, folder, slurm=cluster is Cluster.SLURM)
+        submission = _PlainProcess(request, folder)
+    elif cluster is Cluster.LOCAL:
+        submission = _LocalJob(request, folder)
+    else:
+        submission = SlurmJob(
+            request,
+            run,
+            resources or resolve_resources({}, Profile(), _header(run), device=run.device),
+            after,
+        )
+    note = {
+        "cluster": cluster.value,
+        "job_id": submission.job_id,
+        "attempt": submission.attempt,
+        "log": str(submission.log),
+        "submitted": time.time(),
+    }
+    replace_file(run.path / "probe" / JOB_NOTE, json.dumps(note, indent=2) + "\n", expected=None)
+    return submission
+
+
+def resources_for(run: RunDirectory, flags: Mapping[str, str], profile: Profile) -> Resources:
+    """What a probe of `run` asks Slurm for."""
+    return resolve_resources(flags, profile, _header(run), device=run.device)
+
+
+def _header(run: RunDirectory) -> Mapping[str, str]:
+    return run.script.header if run.script is not None else {}
 
 
 def follow(submission: Submission, poll_s: float = 0.1) -> Iterator[Event]:
@@ -141,45 +173,26 @@ class _PlainProcess:
         self._process.wait()
 
 
-class _SubmititJob:
-    """The job under submitit."""
+class _LocalJob:
+    """The job on this machine, under submitit's local executor."""
 
-    def __init__(self, request: ProbeRequest, run: RunDirectory, folder: Path, *, slurm: bool) -> None:
+    def __init__(self, request: ProbeRequest, folder: Path) -> None:
         import submitit
+
+        from autobatch.launch.entry import probe_job
 
         self.attempt = uuid.uuid4().hex
         self.events = folder.parent / EVENTS
-        executor: Any
-        if slurm:
-            executor = submitit.SlurmExecutor(folder=folder)
-            executor.update_parameters(**_slurm_parameters(run))
-            environment: dict[str, str | None] = {}
-        else:
-            executor = submitit.LocalExecutor(folder=folder)
-            executor.update_parameters(timeout_min=_LOCAL_TIMEOUT_MIN)
-            # submitit's local executor sets it to nothing; this undoes that inside the job.
-            environment = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
-        from autobatch.launch.entry import probe_job
-
+        executor = submitit.LocalExecutor(folder=folder)
+        executor.update_parameters(timeout_min=_LOCAL_TIMEOUT_MIN)
+        # The executor sets it to nothing; this undoes that inside the job.
+        environment = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
         self._job = executor.submit(probe_job, to_json(request), self.attempt, environment)
-        self._slurm = slurm
         self.job_id = str(self._job.job_id)
         self.log = Path(self._job.paths.stderr)
 
     def finished(self) -> bool:
-        return bool(self._job.done(force_check=False))
+        return bool(self._job.done())
 
     def cancel(self) -> None:
         self._job.cancel()
-
-
-def _slurm_parameters(run: RunDirectory) -> dict[str, Any]:
-    header = run.script.header if run.script is not None else {}
-    inherited = {name: header[name] for name in _INHERITED if name in header}
-    return {
-        "job_name": f"autobatch-{run.name}",
-        "time": TIMEOUT_MIN,
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "additional_parameters": inherited,
-    }

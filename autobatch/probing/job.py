@@ -11,14 +11,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from autobatch.edits.files import replace_file
-from autobatch.errors import UsageError
 from autobatch.probing import outcome
 from autobatch.probing.density_store import DensityStore
 from autobatch.probing.events import (
@@ -33,43 +31,47 @@ from autobatch.probing.events import (
     TrialEnded,
 )
 from autobatch.probing.forkserver import ForkServer
+from autobatch.probing.identity import device_of, is_packed, run_fingerprint
 from autobatch.probing.journal import Decision, Journal
-from autobatch.probing.meter import MALLOC_ENVIRONMENT, find_device
+from autobatch.probing.lock import only_one
+from autobatch.probing.meter import MALLOC_ENVIRONMENT
 from autobatch.probing.search import Answer, Cap, bracket_of, next_step
 from autobatch.probing.stored import find_result
 from autobatch.probing.trial import TrialRunner, TrialSetup, judge, was_killed
 from autobatch.probing.versions import installed_versions
-from autobatch.probing.worker import describe_device
 from autobatch.probing.writeback import write_back
 from autobatch.records import (
     Density,
-    Device,
     Limit,
     Metric,
-    PackingMode,
     ProbeRequest,
     ProbeResult,
     Status,
     Trial,
-    from_json,
     to_json,
 )
 from autobatch.runs.directory import RunDirectory, read_run
-from autobatch.runs.fingerprint import data_signature, fingerprint
+from autobatch.runs.fingerprint import data_signature
 
 RESULT = "result.json"
 JOURNAL = "trials.jsonl"
 
-#: Environment variables that change how much memory the same training takes.
-_MEMORY_ENVIRONMENT = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
+#: Seconds to leave for writing the answer down.
+_WRITE_BACK_S = 5.0
 
 
-def run_probe(request: ProbeRequest, tell: Callable[[Event], None] = lambda event: None) -> ProbeResult:
+def run_probe(
+    request: ProbeRequest,
+    tell: Callable[[Event], None] = lambda event: None,
+    *,
+    deadline: float | None = None,
+) -> ProbeResult:
     """Probe one run, on this machine, in this process and its children.
 
     Args:
         request: what is asked.
         tell: hears what happens.
+        deadline: Unix time by which it must be over; a trial that wouldn't end by then isn't begun.
 
     Returns:
         The answer, or why there is none; `probe/result.json` holds the same.
@@ -81,8 +83,8 @@ def run_probe(request: ProbeRequest, tell: Callable[[Event], None] = lambda even
     """
     began = time.monotonic()
     run = read_run(Path(request.run_dir), request)
-    with _only_one(run.path / "probe"):
-        probe = _Probe(request, run, tell, began)
+    with only_one(run.path / "probe"):
+        probe = _Probe(request, run, tell, began, deadline)
         result = probe.carry_out()
         tell(Ended(result))
         return result
@@ -92,23 +94,28 @@ class _Probe:
     """One attempt at a probe, step by step."""
 
     def __init__(
-        self, request: ProbeRequest, run: RunDirectory, tell: Callable[[Event], None], began: float
+        self,
+        request: ProbeRequest,
+        run: RunDirectory,
+        tell: Callable[[Event], None],
+        began: float,
+        deadline: float | None,
     ) -> None:
         self._request = request
         self._run = run
         self._tell = tell
         self._began = began
+        self._deadline = deadline
         self._directory = run.path / "probe"
         self._started = _utc_now()
         self._measured_now = 0
+        self._resumed_seconds = 0.0
         if run.script is not None:
             # The probe must allocate as the training job will.
             os.environ.update(run.script.exports)
         self._server = ForkServer(MALLOC_ENVIRONMENT if run.device == "cpu" else {}, run.device)
         self._recipe = run.recipe.note
-        self._packed = (
-            run.packed if request.packing is PackingMode.CONFIG else (request.packing is PackingMode.PACK)
-        )
+        self._packed = is_packed(run, request)
 
     def carry_out(self) -> ProbeResult:
         run, request = self._run, self._request
@@ -116,7 +123,7 @@ class _Probe:
         find_result(self._directory / RESULT)
         self._tell(Began(run.name, self._recipe, run.notes))
         self._server.start()
-        device = self._find_device()
+        device = device_of(run, self._server, self._directory, request.trial_timeout_s)
         metric = Metric.RESIDENT if device.kind == "cpu" else request.metric
         capacity = request.capacity_bytes or device.total_bytes
         result = ProbeResult(
@@ -130,7 +137,7 @@ class _Probe:
             target_bytes=int(capacity * request.target_fraction),
             batch_size_before=run.batch_size,
             gradient_accumulation_steps=run.gradient_accumulation_steps,
-            fingerprint=self._fingerprint(device),
+            fingerprint=run_fingerprint(run, request, device),
             versions=installed_versions(),
             started=self._started,
         )
@@ -184,6 +191,9 @@ class _Probe:
             known = on_file.get(step.batch_size)
             if known is not None:
                 trial = judge(known, result.metric, result.target_bytes)
+                self._resumed_seconds += trial.seconds
+            elif self._is_too_late(trials):
+                return self._out_of_time(replace(result, trials=tuple(trials)), cap, journal)
             else:
                 bracket = bracket_of(trials, cap.batch_size)
                 self._tell(
@@ -200,6 +210,19 @@ class _Probe:
             self._tell(TrialEnded(trial, resumed=known is not None))
             if trial.verdict in outcome.ENDS_THE_PROBE:
                 return self._end(outcome.trial_failed(replace(result, trials=tuple(trials)), trial))
+
+    def _is_too_late(self, trials: Sequence[Trial]) -> bool:
+        """Whether another trial, taking half as long again as the longest yet, would outlast the deadline."""
+        if self._deadline is None:
+            return False
+        longest = max((trial.seconds for trial in trials), default=0.0)
+        return time.time() + 1.5 * longest + _WRITE_BACK_S > self._deadline
+
+    def _out_of_time(self, result: ProbeResult, cap: Cap, journal: Journal) -> ProbeResult:
+        bracket = bracket_of(result.trials, cap.batch_size)
+        if self._request.accept_partial and bracket.fits:
+            return self._decide(result, Answer(bracket.fits, Limit.TIME), journal)
+        return self._end(outcome.out_of_time(result, bracket))
 
     def _measure(self, runner: TrialRunner, batch_size: int) -> Trial:
         seen = 0
@@ -236,37 +259,11 @@ class _Probe:
         return self._end(replace(result, written=written))
 
     def _end(self, result: ProbeResult) -> ProbeResult:
-        earlier = sum(trial.seconds for trial in result.trials[: len(result.trials) - self._measured_now])
-        result = replace(result, ended=_utc_now(), seconds=time.monotonic() - self._began + earlier)
+        seconds = time.monotonic() - self._began + self._resumed_seconds
+        result = replace(result, ended=_utc_now(), seconds=seconds)
         text = json.dumps(to_json(result), indent=2, ensure_ascii=False) + "\n"
         replace_file(self._directory / RESULT, text, expected=None)
         return result
-
-    def _find_device(self) -> Device:
-        if self._run.device == "cpu":
-            device = find_device("cpu", 0)
-        else:
-            from autobatch.probing.components import EventFile
-
-            answer = self._directory / "device.jsonl"
-            answer.unlink(missing_ok=True)
-            self._server.run(
-                describe_device,
-                "cuda",
-                self._run.device_index,
-                str(answer),
-                log=self._directory / "device.log",
-                timeout_s=self._request.trial_timeout_s,
-            )
-            found = next((event["device"] for event in EventFile(answer).read()), None)
-            device = from_json(Device, found) if found else None
-        if device is None:
-            raise UsageError(
-                f"{self._run.config_path}: device is {self._run.device} and this machine has no such card. "
-                "Probe where the training will run (--cluster slurm, or inside its job with --cluster inline); "
-                "a batch_size measured on CPU memory would say nothing about the card."
-            )
-        return device
 
     def _cap(self, density: Density) -> Cap:
         # torchtune drops the last incomplete step: with fewer packs it trains zero steps and exits 0.
@@ -275,20 +272,6 @@ class _Probe:
         if asked is not None and asked < by_dataset:
             return Cap(asked, Limit.MAX_BATCH_SIZE)
         return Cap(by_dataset, Limit.DATASET)
-
-    def _fingerprint(self, device: Device) -> str:
-        extras = {
-            "recipe": self._run.recipe.identity,
-            "device": f"{device.kind} {device.name}",
-            "load_weights": str(self._request.load_weights),
-            "packed": str(self._packed),
-            **{name: os.environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
-            **installed_versions(),
-        }
-        config = self._run.resolved()
-        if isinstance(config["dataset"], dict):
-            config["dataset"]["packed"] = self._packed
-        return fingerprint(config, extras)
 
     def _open_journal(self, result: ProbeResult) -> Journal:
         key = {
@@ -303,29 +286,6 @@ class _Probe:
             else None,
         }
         return Journal(self._directory / JOURNAL, key, fresh=self._request.force)
-
-
-@contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """Hold the run's lock, which the kernel drops when this process ends.
-
-    Raises:
-        UsageError: another probe holds it, or the directory can't be written.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        directory.mkdir(exist_ok=True)
-        with FileLock(directory / "lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise UsageError(
-            f"{directory}: another probe of this run is under way; wait for it, or end it and try again"
-        ) from error
-    except PermissionError as error:
-        raise UsageError(
-            f"{directory}: can't be written ({error.strerror}); make the run writable"
-        ) from error
 
 
 def _same_answer(one: ProbeResult, two: ProbeResult) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from autobatch.probing.search import Answer, fit_line
+from autobatch.probing.search import Answer, Bracket, fit_line
 from autobatch.records import Limit, ProbeResult, Status, Trial, Verdict
 from autobatch.units import format_bytes, format_percent
 
@@ -29,6 +29,8 @@ def done(result: ProbeResult, answer: Answer) -> ProbeResult:
         reason = _what_the_next_did(result, answer)
     elif answer.limit is Limit.DATASET:
         reason = _dataset_is_the_limit(result)
+    elif answer.limit is Limit.TIME:
+        reason = "the job's time limit ended the search: a larger one may fit (--accept-partial)"
     else:
         reason = "--max-batch-size is the limit, not the memory"
     return replace(
@@ -83,6 +85,19 @@ def too_few_packs(result: ProbeResult) -> ProbeResult:
         "model. Lower gradient_accumulation_steps, or use more data or a smaller tokenizer.max_seq_len."
     )
     return replace(result, status=Status.NOTHING_FITS, message=message, limit=Limit.DATASET)
+
+
+def out_of_time(result: ProbeResult, bracket: Bracket) -> ProbeResult:
+    """The job's time limit ended the search with the bracket open."""
+    fits = f"batch_size {bracket.fits} fits" if bracket.fits else "nothing was measured to fit"
+    tried = any(trial.batch_size == bracket.fails for trial in result.trials)
+    fails = f", {bracket.fails} doesn't" if tried else ""
+    message = (
+        f"the job's time limit ended the search after {len(result.trials)} trials: {fits}{fails}. Give it more "
+        "time (--time): it goes on from here and measures nothing twice. --accept-partial takes the largest "
+        "size measured to fit"
+    )
+    return replace(result, status=Status.OUT_OF_TIME, message=message, fit=fit_line(result.trials))
 
 
 def packing_failed(result: ProbeResult, run: RunDirectory, error: str) -> ProbeResult:

@@ -1,0 +1,190 @@
+"""The options of `autobatch probe`, and what they ask for."""
+
+from __future__ import annotations
+
+import argparse
+
+from autobatch.records import Metric, PackingMode, ProbeRequest
+from autobatch.units import parse_bytes
+
+_DESCRIPTION = """\
+Measure the largest batch_size of a run: its own recipe runs a few optimizer steps at a few batch
+sizes, each in a process of its own, until b fits in the target and b + 1 doesn't, both measured.
+The answer goes into RUN/finetune.yaml and ../runs_plan.md, with the packing density; every figure
+behind it into RUN/probe/result.json. Nothing is written before the last trial has ended.
+"""
+
+_SLURM_DESCRIPTION = """\
+Each overrides autobatch.yaml, which overrides the #SBATCH header of finetune.slurm. Spelled as for sbatch.
+"""
+
+_EPILOG = """\
+files in RUN/probe/:
+  result.json    the answer, or why there is none; every trial; versions, device, density
+  trials.jsonl   the journal: a probe that was killed goes on from it and measures nothing twice
+  events.jsonl   what happens while it runs, a JSON object a line
+  trials/        config and log of each trial;  job/  the job's own log
+
+exit codes:
+  0  done: the batch_size is in finetune.yaml
+  1  nothing fits, or the peak doesn't come to rest; no file was changed
+  2  the run or an option can't be used; no file was changed
+  3  the recipe crashed or hung; no file was changed
+
+example:
+  $ autobatch probe demo-run/run1 --capacity 3GiB
+  ...
+  batch_size 12 (peak 2.0 GiB, 68.2 % of 3.0 GiB); batch_size 13 would take 71.9 %
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's arguments."""
+    parser.description = _DESCRIPTION
+    parser.epilog = _EPILOG
+    parser.add_argument("run", metavar="RUN", help="run directory, which holds finetune.yaml")
+    where = parser.add_argument_group("where it runs")
+    where.add_argument(
+        "--cluster",
+        choices=("auto", "slurm", "local", "inline"),
+        default="auto",
+        help="slurm: submit a job; local: start one on this machine (both through submitit); inline: a child of "
+        "this process, for use inside a job; auto: slurm where there is an sbatch, else local (default)",
+    )
+    where.add_argument(
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="wait for the answer (default, except on slurm); otherwise print the job's id and return",
+    )
+    _add_slurm_arguments(parser.add_argument_group("the job on Slurm"))
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--target",
+        type=float,
+        default=0.70,
+        metavar="FRACTION",
+        help="part of the capacity that the peak may reach (default: 0.70)",
+    )
+    what.add_argument(
+        "--capacity",
+        metavar="SIZE",
+        help="plan for a card of this size, such as 40GiB (default: the card's own)",
+    )
+    what.add_argument(
+        "--metric",
+        choices=[m.value for m in Metric if m is not Metric.RESIDENT],
+        default=Metric.RESERVED.value,
+        help="the peak that counts on CUDA: reserved by PyTorch's allocator (default; decides an out-of-memory "
+        "error), allocated in tensors, or used on the device by anybody. On CPU: the resident set",
+    )
+    what.add_argument("--max-batch-size", type=int, metavar="N", help="never go above")
+    what.add_argument(
+        "--recipe",
+        metavar="NAME|PATH",
+        help="recipe to run (default: the one in finetune.slurm, else inferred from the config)",
+    )
+    what.add_argument(
+        "--steps", type=int, default=3, metavar="N", help="optimizer steps of a trial, at least (default: 3)"
+    )
+    what.add_argument(
+        "--trial-timeout",
+        type=float,
+        default=600,
+        metavar="SECONDS",
+        help="a trial that takes longer counts as hung (default: 600)",
+    )
+    what.add_argument(
+        "--load-weights",
+        action="store_true",
+        help="read the real checkpoint in each trial instead of zeros of the same shapes",
+    )
+    rows = what.add_mutually_exclusive_group()
+    rows.add_argument("--pack", action="store_true", help="set dataset.packed: True, in finetune.yaml too")
+    rows.add_argument(
+        "--unpacked",
+        action="store_true",
+        help="leave packed off and probe with batches of the longest example, the worst case",
+    )
+    what.add_argument(
+        "--density-sample",
+        type=int,
+        metavar="N",
+        help="pack about N examples instead of all (more, where N would fill too few packs); density and number "
+        "of packs are then extrapolated",
+    )
+    what.add_argument(
+        "--force", action="store_true", help="measure again though valid measurements are on file"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--dry-run", action="store_true", help="check the run, say what would be done, do nothing"
+    )
+    output.add_argument(
+        "--json", action="store_true", help="print the result (or the job, or the plan) as JSON"
+    )
+
+
+def _add_slurm_arguments(slurm: argparse._ArgumentGroup) -> None:
+    slurm.description = _SLURM_DESCRIPTION
+    slurm.add_argument(
+        "--profile", metavar="NAME", help="profile of autobatch.yaml (default: the file's default)"
+    )
+    for name, value, text in (
+        ("partition", "NAME", "partition to run on"),
+        ("account", "NAME", "account to charge"),
+        ("qos", "NAME", "quality of service"),
+        ("constraint", "LIST", "features that the node must have, such as a100"),
+        ("gres", "LIST", "generic resources, such as gpu:a100:1"),
+        ("gpus", "N", "number of GPUs (default: the header's, else 1 for device: cuda)"),
+        ("time", "TIME", "limit of the probe's job, minutes or HH:MM:SS (default: 20)"),
+        ("mem", "SIZE", "memory of the node, such as 64G"),
+        ("nodelist", "LIST", "nodes to use"),
+        ("exclude", "LIST", "nodes not to use"),
+    ):
+        slurm.add_argument(f"--{name}", metavar=value, help=text)
+    slurm.add_argument(
+        "--cpus", metavar="N", dest="cpus_per_task", help="CPU cores (sbatch's --cpus-per-task)"
+    )
+    slurm.add_argument("--after", metavar="JOBID", help="begin only when this job has ended well")
+    slurm.add_argument(
+        "--train",
+        nargs="?",
+        const="finetune.slurm",
+        metavar="SCRIPT",
+        help="submit the training job too (default: finetune.slurm), to start only if the probe ends well; prints "
+        "both job ids, the probe's first",
+    )
+    slurm.add_argument(
+        "--accept-partial",
+        action="store_true",
+        help="when the job's time limit ends the search, take the largest size measured to fit, not a refusal",
+    )
+
+
+def request_of(arguments: argparse.Namespace) -> ProbeRequest:
+    """The request that the options make; `run_dir` as it was typed."""
+    mode = PackingMode.PACK if arguments.pack else PackingMode.CONFIG
+    return ProbeRequest(
+        run_dir=arguments.run,
+        recipe=arguments.recipe,
+        target_fraction=arguments.target,
+        capacity_bytes=parse_bytes(arguments.capacity) if arguments.capacity is not None else None,
+        metric=Metric(arguments.metric),
+        max_batch_size=arguments.max_batch_size,
+        min_steps=arguments.steps,
+        trial_timeout_s=arguments.trial_timeout,
+        load_weights=arguments.load_weights,
+        packing=PackingMode.UNPACKED if arguments.unpacked else mode,
+        density_sample=arguments.density_sample,
+        force=arguments.force,
+        accept_partial=arguments.accept_partial,
+    )
+
+
+def slurm_options_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The Slurm options that were given, by sbatch's names."""
+    from autobatch.runs.settings import OPTIONS
+
+    given = {name: getattr(arguments, name.replace("-", "_"), None) for name in OPTIONS}
+    return {name: value for name, value in given.items() if value is not None}

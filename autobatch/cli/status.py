@@ -1,0 +1,50 @@
+"""`autobatch status PATH`: how far the probes are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from autobatch.errors import UsageError
+
+_DESCRIPTION = """\
+Show how far the probe of a run, or of every run of an experiment, is: queued, running (which trial,
+which bracket), done, failed, preempted. Asks Slurm where the probe is a Slurm job; where Slurm
+doesn't answer, the run's own files.
+"""
+
+_EPILOG = """\
+exit codes:
+  0  printed
+  2  there is no run at PATH
+
+example:
+  $ autobatch status runs/
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command's arguments."""
+    parser.description = _DESCRIPTION
+    parser.epilog = _EPILOG
+    parser.add_argument("path", metavar="PATH", help="run directory or experiment directory")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a line a run."""
+    from autobatch.launch.watch import find_runs, status_of
+    from autobatch.report.table import text_table
+
+    runs = find_runs(Path(arguments.path))
+    if not runs:
+        raise UsageError(f"{arguments.path}: no finetune.yaml here or one level below")
+    found = [status_of(run) for run in runs]
+    if arguments.json:
+        print(json.dumps([asdict(status) for status in found], indent=2))
+    else:
+        rows = [(Path(s.run).resolve().name, s.job_id or "-", s.state, s.detail) for s in found]
+        print("\n".join(text_table(("run", "job", "state", "detail"), rows)))
+    return 0

@@ -1,0 +1,81 @@
+"""What the probe's Slurm job asks for: flags, then a profile, then the training job's header, then defaults."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autobatch.runs.settings import OPTIONS, Profile, parse_minutes
+
+#: Minutes for a probe's job, unless --time or a profile says otherwise.
+DEFAULT_TIME_MIN = 20
+
+#: Options that say the same in different ways: a higher source's word replaces a lower one's whole family.
+_FAMILIES = (
+    ("gres", "gpus", "gpus-per-node", "gpus-per-task"),
+    ("mem", "mem-per-cpu", "mem-per-gpu"),
+    ("cpus-per-task", "cpus-per-gpu"),
+)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What to ask Slurm for.
+
+    Attributes:
+        time_min: limit of the job.
+        options: other sbatch options by their long name.
+        sources: where each option came from, for people.
+        setup: shell lines before the probe; the job ends at the first that fails.
+    """
+
+    time_min: int
+    options: Mapping[str, str]
+    sources: Mapping[str, str]
+    setup: tuple[str, ...]
+
+
+def resolve_resources(
+    flags: Mapping[str, str], profile: Profile, header: Mapping[str, str], *, device: str
+) -> Resources:
+    """The resources of a probe's job.
+
+    Args:
+        flags: options of the command line, by sbatch's long names.
+        profile: from `autobatch.yaml`; an empty one for none.
+        header: `#SBATCH` options of the training job. Its `time` isn't taken: a probe is shorter.
+        device: ``cuda`` asks for one card when nothing else does.
+
+    Raises:
+        UsageError: a time that can't be read.
+    """
+    options: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    from_header = {name: value for name, value in header.items() if name in OPTIONS and name != "time"}
+    for values, source in (
+        (flags, "command line"),
+        (profile.options, f"profile {profile.name}"),
+        (from_header, "finetune.slurm"),
+        ({"gpus": "1"} if device == "cuda" else {}, "default"),
+    ):
+        taken = {name for given in options for name in _family(given)}
+        for name, value in values.items():
+            if name not in taken:
+                options[name] = value
+                sources[name] = source
+    time = options.pop("time", None)
+    sources.setdefault("time", "default")
+    environment = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
+    lines = [*environment, *profile.setup]
+    return Resources(
+        time_min=DEFAULT_TIME_MIN if time is None else parse_minutes(time),
+        options=options,
+        sources=sources,
+        # submitit goes on after a setup line that failed, unless told not to.
+        setup=("set -e", *lines, "set +e") if lines else (),
+    )
+
+
+def _family(name: str) -> tuple[str, ...]:
+    return next((family for family in _FAMILIES if name in family), (name,))

@@ -1,0 +1,76 @@
+"""What a measurement holds for: the run's fingerprint on a device, and the device itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from autobatch.errors import UsageError
+from autobatch.probing.components import EventFile
+from autobatch.probing.forkserver import ForkServer
+from autobatch.probing.meter import find_device
+from autobatch.probing.versions import installed_versions
+from autobatch.probing.worker import describe_device
+from autobatch.records import Device, PackingMode, ProbeRequest, from_json
+from autobatch.runs.directory import RunDirectory
+from autobatch.runs.fingerprint import fingerprint
+
+#: Environment variables that change how much memory the same training takes.
+_MEMORY_ENVIRONMENT = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
+
+
+def is_packed(run: RunDirectory, request: ProbeRequest) -> bool:
+    """Whether the run is probed with packed rows."""
+    if request.packing is PackingMode.CONFIG:
+        return run.packed
+    return request.packing is PackingMode.PACK
+
+
+def run_fingerprint(run: RunDirectory, request: ProbeRequest, device: Device) -> str:
+    """Hash of everything that decides the memory of a trial of `run` on `device`.
+
+    Reads this process's environment: the training script's exports must have been applied to it.
+    """
+    packed = is_packed(run, request)
+    extras = {
+        "recipe": run.recipe.identity,
+        "device": f"{device.kind} {device.name}",
+        "load_weights": str(request.load_weights),
+        "packed": str(packed),
+        **{name: os.environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
+        **installed_versions(),
+    }
+    config = run.resolved()
+    if isinstance(config["dataset"], dict):
+        config["dataset"]["packed"] = packed
+    return fingerprint(config, extras)
+
+
+def device_of(run: RunDirectory, server: ForkServer, directory: Path, timeout_s: float) -> Device:
+    """The device that `run` trains on, asked in a process of its own where that initialises CUDA.
+
+    Args:
+        run: the run.
+        server: gives the process.
+        directory: the run's `probe/`.
+        timeout_s: how long the driver may take.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if run.device == "cpu":
+        device = find_device("cpu", 0)
+    else:
+        answer, log = directory / "device.jsonl", directory / "device.log"
+        for left_over in (answer, log):
+            left_over.unlink(missing_ok=True)
+        server.run(describe_device, "cuda", run.device_index, str(answer), log=log, timeout_s=timeout_s)
+        found = next((event["device"] for event in EventFile(answer).read()), None)
+        device = from_json(Device, found) if found else None
+    if device is None:
+        raise UsageError(
+            f"{run.config_path}: device is {run.device} and this machine has no such card. Probe where the "
+            "training will run (--cluster slurm, or inside its job with --cluster inline); a batch_size "
+            "measured on CPU memory would say nothing about the card"
+        )
+    return device
