@@ -18,6 +18,8 @@ from autobatch.demo.parts import fill
 from autobatch.demo.tokenizer import TOKENIZER_VOCAB_SIZE, train_tokenizer
 from autobatch.demo.words import number_in_words
 from autobatch.errors import UsageError
+from autobatch.probing.job import run_probe
+from autobatch.records import ProbeRequest
 from autobatch.runs.slurm_script import read_script
 
 TINY = SmallRun(
@@ -97,7 +99,7 @@ class TestLayout:
     def test_the_plan_has_the_sections_that_a_probe_fills_in(self, demo: Path) -> None:
         plan = (demo.parent / "runs_plan.md").read_text(encoding="utf-8")
         assert "\n## Configuration\n" in plan
-        assert "\n- **Batch sizes**: 4 - a guess\n" in plan
+        assert "\n- **Batch sizes**: run1: 4 (a guess)\n" in plan
         assert "\n| run1 | 4.5M | 4 | True | not measured | not measured | - | starting point |\n" in plan
         assert "{{" not in plan
 
@@ -170,7 +172,10 @@ class TestSlurmScript:
     ) -> None:
         tune = tmp_path / "tune"
         tune.write_text('#!/bin/bash\necho "$PWD: tune $*"\nexit 7\n')
-        tune.chmod(0o755)
+        autobatch = tmp_path / "autobatch"
+        autobatch.write_text('#!/bin/bash\n[[ "$*" = "verify ." ]]\n')
+        for program in (tune, autobatch):
+            program.chmod(0o755)
         experiment = demo.parent
         environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
         path = experiment / script
@@ -321,7 +326,7 @@ class TestParts:
 
 
 @pytest.mark.recipe
-def test_the_script_trains(tmp_path: Path) -> None:
+def test_the_script_trains_once_it_is_probed(tmp_path: Path) -> None:
     run_dir = lay_out(tmp_path / "experiment", variant(max_steps_per_epoch=2, max_seq_len=128))
     environment = {
         **os.environ,
@@ -330,9 +335,16 @@ def test_the_script_trains(tmp_path: Path) -> None:
         "HF_HOME": str(tmp_path / "huggingface"),
         "TIKTOKEN_CACHE_DIR": "",
     }
-    done = subprocess.run(
-        ["bash", run_dir / "finetune.slurm"], env=environment, capture_output=True, text=True
-    )
+    command = ["bash", str(run_dir / "finetune.slurm")]
+
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True)
+    probed = run_probe(ProbeRequest(str(run_dir), max_batch_size=2))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    assert refused.returncode == 1
+    assert "wasn't probed yet" in refused.stderr
+    assert probed.batch_size == 2
     assert done.returncode == 0, done.stderr
+    assert "batch_size: 2\n" in done.stderr
     (log,) = (run_dir / "output" / "logs").glob("*.txt")
     assert [line.split(" |")[0] for line in log.read_text().splitlines()] == ["Step 1", "Step 2"]

@@ -46,5 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps([asdict(status) for status in found], indent=2))
     else:
         rows = [(Path(s.run).resolve().name, s.job_id or "-", s.state, s.detail) for s in found]
-        print("\n".join(text_table(("run", "job", "state", "detail"), rows)))
+        print("\n".join(text_table(("run", "job", "state", "detail"), rows, numbers=False)))
     return 0

@@ -29,12 +29,16 @@ def trial_row(trial: Trial, capacity_bytes: int | None) -> tuple[str, ...]:
     )
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned columns, numbers to the right, the last column to the left."""
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> list[str]:
+    """Aligned columns: numbers to the right, words and always the last column to the left."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     return [
         "  ".join(
-            [cell.rjust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)] + [row[-1]]
+            [
+                cell.rjust(width) if numbers else cell.ljust(width)
+                for cell, width in zip(row[:-1], widths[:-1], strict=True)
+            ]
+            + [row[-1]]
         ).rstrip()
         for row in (header, *rows)
     ]
