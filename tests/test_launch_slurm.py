@@ -1,0 +1,205 @@
+"""What the probe's Slurm job asks for: precedence, profiles, and the sbatch script compared whole."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from autobatch.errors import UsageError
+from autobatch.launch.resources import Resources, resolve_resources
+from autobatch.runs.settings import Profile, find_profile, parse_minutes, user_directory
+
+GOLDEN = Path(__file__).parent / "golden"
+
+PROFILES = """\
+default: gpu
+profiles:
+  gpu:
+    partition: gpu
+    account: lab
+    time: "00:15:00"
+    setup:
+      - module load cuda/12.8
+      - source ~/venvs/tune/bin/activate
+    environment:
+      HF_HOME: /scratch/a user/hf
+  mig:
+    gres: gpu:1g.10gb:1
+    mem-per-gpu: 16G
+"""
+
+HEADER = {
+    "partition": "main",
+    "gres": "gpu:a100:1",
+    "mem": "64G",
+    "cpus-per-task": "8",
+    "constraint": "a100",
+    "time": "12:00:00",
+    "job-name": "train",
+    "output": "slurm-%j.out",
+    "exclusive": "",
+}
+
+
+@pytest.fixture
+def profiles(tmp_path: Path) -> Path:
+    (tmp_path / "autobatch.yaml").write_text(PROFILES)
+    return tmp_path
+
+
+CASES = [
+    pytest.param({}, None, {}, "cpu", id="nothing-said"),
+    pytest.param({}, None, HEADER, "cuda", id="header"),
+    pytest.param({}, "gpu", HEADER, "cuda", id="profile-over-header"),
+    pytest.param({"time": "10", "gpus": "1"}, "gpu", HEADER, "cuda", id="flags-over-all"),
+    pytest.param({}, "mig", HEADER, "cuda", id="one-family-replaces-another"),
+]
+
+
+def resources(
+    flags: dict[str, str], profile: str | None, header: dict[str, str], device: str, at: Path
+) -> Resources:
+    found = find_profile(profile, [at]) if profile else Profile()
+    return resolve_resources(flags, found, header, device=device)
+
+
+@pytest.mark.parametrize(("flags", "profile", "header", "device"), CASES)
+def test_sbatch_script(
+    flags: dict[str, str],
+    profile: str | None,
+    header: dict[str, str],
+    device: str,
+    profiles: Path,
+    laid_out: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    pytest.importorskip("submitit")
+    from autobatch.launch.slurm import sbatch_script
+    from autobatch.records import ProbeRequest
+    from autobatch.runs.directory import read_run
+
+    run = read_run(laid_out / "run1", ProbeRequest(str(laid_out / "run1")))
+
+    script = sbatch_script(run, resources(flags, profile, header, device, profiles), after=None)
+
+    script = script.replace(str(run.path), "RUN").replace(sys.executable, "PYTHON")
+    script = re.sub(r"\S*/bin/python3?\S*", "PYTHON", script)
+    assert script == (GOLDEN / f"{request.node.callspec.id}.sbatch").read_text()
+
+
+def test_after_another_job(laid_out: Path) -> None:
+    from autobatch.launch.slurm import sbatch_script
+    from autobatch.records import ProbeRequest
+    from autobatch.runs.directory import read_run
+
+    run = read_run(laid_out / "run1", ProbeRequest(str(laid_out / "run1")))
+
+    lines = sbatch_script(run, resolve_resources({}, Profile(), {}, device="cpu"), after="17").splitlines()
+
+    assert "#SBATCH --dependency=afterok:17" in lines
+    assert "#SBATCH --kill-on-invalid-dep=yes" in lines
+
+
+@pytest.mark.parametrize(
+    ("flags", "profile", "options"),
+    [
+        pytest.param({}, {}, {"gres": "gpu:a100:1", "mem": "64G"}, id="header"),
+        pytest.param({"gpus": "2"}, {}, {"gpus": "2", "mem": "64G"}, id="gpus replaces gres"),
+        pytest.param(
+            {}, {"mem-per-cpu": "4G"}, {"gres": "gpu:a100:1", "mem-per-cpu": "4G"}, id="mem-per-cpu, mem"
+        ),
+        pytest.param(
+            {"mem": "8G"}, {"mem-per-cpu": "4G"}, {"gres": "gpu:a100:1", "mem": "8G"}, id="flag over all"
+        ),
+    ],
+)
+def test_precedence(flags: dict[str, str], profile: dict[str, str], options: dict[str, str]) -> None:
+    header = {"gres": "gpu:a100:1", "mem": "64G", "time": "99:00:00"}
+
+    found = resolve_resources(flags, Profile("p", options=profile), header, device="cuda")
+
+    assert dict(found.options) == options
+    assert found.time_min == 20
+
+
+def test_setup_ends_the_job_at_the_first_line_that_fails(profiles: Path) -> None:
+    found = resources({}, "gpu", {}, "cuda", profiles)
+
+    assert found.setup == (
+        "set -e",
+        "export HF_HOME='/scratch/a user/hf'",
+        "module load cuda/12.8",
+        "source ~/venvs/tune/bin/activate",
+        "set +e",
+    )
+    assert found.time_min == 15
+
+
+class TestProfiles:
+    def test_default_of_the_nearest_file(self, profiles: Path) -> None:
+        assert find_profile(None, [profiles / "run1", profiles]).name == "gpu"
+
+    def test_none_anywhere(self, tmp_path: Path) -> None:
+        assert find_profile(None, [tmp_path]) == Profile()
+
+    def test_an_unknown_one_lists_the_others(self, profiles: Path) -> None:
+        with pytest.raises(UsageError) as caught:
+            find_profile("gpus", [profiles])
+
+        assert "there are: gpu, mig" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            pytest.param("profiles:\n  a:\n    partitoin: x\n", "did you mean partition?", id="misspelt"),
+            pytest.param("profile:\n  a: {}\n", "did you mean profiles?", id="top level"),
+            pytest.param("profiles: [a]\n", "must be a mapping", id="list"),
+            pytest.param("profiles:\n  a: 3\n", "must be a mapping of settings", id="number"),
+            pytest.param(
+                "profiles:\n  a:\n    setup: module load x\n", "list of shell lines", id="setup text"
+            ),
+            pytest.param("profiles: {a: !!python/object:os.system {}}\n", "can't be read", id="python tag"),
+            pytest.param("default: b\nprofiles:\n  a: {}\n", "default names 'b'", id="default missing"),
+        ],
+    )
+    def test_what_cannot_be_used_is_said(self, text: str, message: str, tmp_path: Path) -> None:
+        (tmp_path / "autobatch.yaml").write_text(text)
+        name = None if text.startswith("default") else "a"
+
+        with pytest.raises(UsageError) as caught:
+            find_profile(name, [tmp_path])
+
+        assert message in str(caught.value)
+        assert str(tmp_path / "autobatch.yaml") in str(caught.value)
+
+    def test_user_directory(self) -> None:
+        assert user_directory({"XDG_CONFIG_HOME": "/x"}) == Path("/x/autobatch")
+        assert user_directory({"HOME": "/home/a"}) == Path("/home/a/.config/autobatch")
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("20", 20),
+        ("20:30", 21),
+        ("1:00:00", 60),
+        ("00:15:00", 15),
+        ("1-0", 1440),
+        ("1-2:30", 1590),
+        ("0:0:1", 1),
+        ("2-01:00:30", 2941),
+    ],
+)
+def test_times(text: str, minutes: int) -> None:
+    assert parse_minutes(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "0", "00:00:00", "1h", "-5", "1:2:3:4"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_minutes(text)
+
+    assert repr(text) in str(caught.value)
