@@ -28,8 +28,9 @@ def fail() -> None:
 
 
 def say(to_stdout: str, to_stderr: str) -> None:
-    print(to_stdout)
-    print(to_stderr, file=sys.stderr)
+    sys.stdout.write(f"{to_stdout}\n")
+    sys.stdout.flush()
+    sys.stderr.write(f"{to_stderr}\n")
     subprocess.run(["echo", "from a grandchild"], check=True)
 
 

@@ -152,9 +152,7 @@ def test_an_exception_while_waiting_kills_the_child(server: ForkServer, log: Pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        server.run(
-            forked.hang_with_a_grandchild, str(pids), log=log, timeout_s=60, on_wait=interrupted
-        )
+        server.run(forked.hang_with_a_grandchild, str(pids), log=log, timeout_s=60, on_wait=interrupted)
 
     child, grandchild = map(int, pids.read_text().split())
     wait_until(lambda: not alive(child) and not alive(grandchild), "both are gone")

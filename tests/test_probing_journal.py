@@ -82,7 +82,9 @@ def test_another_key_starts_anew(path: Path, key: dict[str, Any]) -> None:
 
 def test_another_schema_starts_anew(path: Path) -> None:
     path.parent.mkdir()
-    path.write_text(json.dumps({"key": KEY, "schema_version": 2}) + "\n" + json.dumps({"trial": to_json(ONE)}))
+    path.write_text(
+        json.dumps({"key": KEY, "schema_version": 2}) + "\n" + json.dumps({"trial": to_json(ONE)})
+    )
 
     assert Journal(path, KEY).trials == []
     assert len(lines_of(path)) == 1

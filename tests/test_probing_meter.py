@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ MIB = 2**20
 REPOSITORY = Path(__file__).parent.parent
 
 
-def python(code: str, *arguments: object, **environment: str) -> dict[str, int]:
+def python(code: str, *arguments: object, **environment: str) -> dict[str, Any]:
     """What a fresh Python prints as JSON; under the malloc settings of a trial."""
     ended = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -34,7 +35,7 @@ def python(code: str, *arguments: object, **environment: str) -> dict[str, int]:
         text=True,
         check=True,
     )
-    answer: dict[str, int] = json.loads(ended.stdout)
+    answer: dict[str, Any] = json.loads(ended.stdout)
     return answer
 
 
@@ -62,7 +63,8 @@ def test_an_allocation_of_200_mib_raises_the_peak_by_as_much() -> None:
 
     assert seen["held_peak"] - seen["before"] == pytest.approx(200 * MIB, rel=0.01)
     assert seen["held"] == pytest.approx(seen["held_peak"], rel=0.01)
-    assert seen["freed_peak"] == seen["held_peak"]
+    # The kernel counts in batches of pages for each thread: the mark may be off by some.
+    assert seen["freed_peak"] == pytest.approx(seen["held_peak"], rel=0.001)
     assert seen["freed"] == pytest.approx(seen["before"], abs=2 * MIB)
 
 
@@ -131,21 +133,15 @@ class TestCapacity:
         assert device.name
 
 
-@pytest.mark.parametrize("index", [0, 3])
-def test_no_such_card(index: int) -> None:
+def test_no_such_card() -> None:
     # In a process of its own: asking initialises CUDA where there is some.
-    code = "from autobatch.probing.meter import find_device; print(int(find_device('cuda', %d) is None))"
+    code = """
+import json
+from autobatch.probing.meter import find_device
+print(json.dumps({"0": find_device("cuda", 0), "3": find_device("cuda", 3)}))
+"""
 
-    hidden = subprocess.run(
-        [sys.executable, "-c", code % index],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert hidden.stdout == "1\n"
+    assert python(code, CUDA_VISIBLE_DEVICES="") == {"0": None, "3": None}
 
 
 def test_a_device_of_another_kind_is_equal_only_to_itself() -> None:

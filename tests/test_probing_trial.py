@@ -23,7 +23,7 @@ from autobatch.probing.trial import (
 from autobatch.records import Metric, Trial, Verdict
 
 MIB = 2**20
-EVENTS = Path("probe/trials/batch_size_3.events")
+EVENTS = Path("run1/probe/trials/batch_size_3.events")
 
 KILLED = Exit(-signal.SIGKILL, timed_out=False, seconds=7.0)
 TIMED_OUT = Exit(-signal.SIGKILL, timed_out=True, seconds=60.0)
@@ -362,13 +362,13 @@ def trial_sections(
         device=device,
         metric=Metric.RESIDENT,
         target_bytes=1000,
-        rows=Path("probe/rows.pt"),
+        rows=Path("run1/probe/rows.pt"),
         held_bytes=4096,
         packed=packed,
         min_steps=min_steps,
         timeout_s=600,
         load_weights=load_weights,
-        directory=Path("probe"),
+        directory=Path("run1/probe"),
     )
     sections: dict[str, Any] = yaml.safe_load(trial_config(setup, 3, EVENTS))
     assert config == _without(OmegaConf.create(text), without)
@@ -413,7 +413,7 @@ class TestConfig:
             "_component_": "autobatch.probing.components.StoredRows",
             "events": str(EVENTS),
             "device": "cpu",
-            "path": "probe/rows.pt",
+            "path": "run1/probe/rows.pt",
             "rows": 3 * 2 * 9,
             "held_bytes": 4096,
             "packed": True,
@@ -484,6 +484,26 @@ class TestConfig:
             "model_type": "LLAMA3_2",
         }
 
+    @pytest.mark.parametrize(
+        ("checkpoint_dir", "output_dir"),
+        [
+            pytest.param("/models/llama", "REDIRECTED", id="elsewhere"),
+            pytest.param("../model", "REDIRECTED", id="relative to the run"),
+            pytest.param("..", "./output", id="above the run, where torchtune refuses outputs"),
+        ],
+    )
+    def test_load_weights_keeps_output_directories_out_of_the_run(
+        self, checkpoint_dir: str, output_dir: str
+    ) -> None:
+        text = CONFIG.replace(
+            "checkpoint_dir: /models/llama", f"checkpoint_dir: {checkpoint_dir}\n  output_dir: ./output"
+        )
+
+        sections = trial_sections(text, load_weights=True)
+
+        redirected = str(Path("run1/probe/trials/output").resolve())
+        assert sections["checkpointer"]["output_dir"] == output_dir.replace("REDIRECTED", redirected)
+
     def test_each_checkpointer_goes_with_its_model(self) -> None:
         text = CONFIG + (
             "teacher_model: {_component_: teacher.builder, dim: 512}\n"
@@ -525,7 +545,9 @@ class TestConfig:
         assert sections["checkpointer"] is None
 
     def test_a_config_without_the_optional_sections(self) -> None:
-        sections = trial_sections(CONFIG.partition("seen:")[0], without=("profiler", "metric_logger", "dtype"))
+        sections = trial_sections(
+            CONFIG.partition("seen:")[0], without=("profiler", "metric_logger", "dtype")
+        )
 
         assert sections["metric_logger"]["_component_"] == "autobatch.probing.components.StepCounter"
         assert sections["profiler"]["enabled"] is False

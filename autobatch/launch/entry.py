@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from autobatch.records import ProbeRequest, from_json, to_json
 
 #: Seconds before the time limit at which Slurm warns a job with a signal, on which submitit requeues it.
 SIGNAL_DELAY_S = 30
+
+#: Longer than partitions give a preempted job to end (GraceTime).
+_GRACE_S = 600.0
 
 
 def probe_job(
@@ -39,6 +43,8 @@ def probe_job(
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        signal.signal(signal.SIGTERM, _await_the_end)
     asked = from_json(ProbeRequest, request)
     run_dir = Path(asked.run_dir)
     if not run_dir.is_dir():
@@ -78,6 +84,16 @@ class ProbeJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _await_the_end(*_: object) -> None:
+    """Do nothing more: no trial, no write. Slurm has told this job to end.
+
+    A preempted one is told again with the signal on which submitit requeues it, and must not have ended by
+    then; a cancelled one is killed.
+    """
+    time.sleep(_GRACE_S)
+    raise JobError("the job was told to end (SIGTERM) and wasn't killed")
 
 
 def _deadline() -> float | None:

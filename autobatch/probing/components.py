@@ -194,8 +194,10 @@ class ZeroCheckpointer:
     def load_checkpoint(self, *_: Any, **__: Any) -> dict[str, Any]:
         """A checkpoint as torchtune's own checkpointers return it: the base model's weights alone.
 
-        Every tensor has memory of its own: one expanded from a single element crashes the fused optimizers.
-        On CPU its pages are touched, since there the weights read from a file count towards the peak.
+        On CPU every tensor has memory of its own, and its pages are touched: there the weights read from a file
+        count towards the peak, and one expanded from a single element crashes the fused optimizers. Elsewhere
+        recipes only copy from here to the card, so one block of zeros does for all: touching the pages of
+        16 GB takes many seconds.
         """
         import torch
         from torchtune import training
@@ -203,15 +205,23 @@ class ZeroCheckpointer:
 
         model = self._build()
         adapter = get_adapter_params(model)
-        weights = {
-            name: torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
-            for name, tensor in model.state_dict().items()
-            if name not in adapter
-        }
+        weights = {name: tensor for name, tensor in model.state_dict().items() if name not in adapter}
         if self._device == "cpu":
-            for tensor in weights.values():
-                tensor.fill_(0)
-        return {training.MODEL_KEY: weights}
+            zeros = {
+                name: torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu").fill_(0)
+                for name, tensor in weights.items()
+            }
+            return {training.MODEL_KEY: zeros}
+        sizes: dict[torch.dtype, int] = {}
+        for tensor in weights.values():
+            sizes[tensor.dtype] = max(tensor.numel(), sizes.get(tensor.dtype, 0))
+        blocks = {dtype: torch.zeros(size, dtype=dtype, device="cpu") for dtype, size in sizes.items()}
+        return {
+            training.MODEL_KEY: {
+                name: blocks[tensor.dtype][: tensor.numel()].view(tensor.shape)
+                for name, tensor in weights.items()
+            }
+        }
 
     def save_checkpoint(self, *_: Any, **__: Any) -> None:
         """Never called: the trial ends before the recipe saves."""

@@ -50,6 +50,12 @@ _PRELOAD = (
 #: compute capability as it is imported, which initialises CUDA. There each child imports torchao, in 0.3 s.
 _PRELOAD_ON_CPU = ("torchao", "torchao.quantization")
 
+#: What compiling flex attention imports, a second's work. It asks for no card; on CPU it would only take memory.
+_PRELOAD_ON_CUDA = ("torch._inductor.compile_fx",)
+
+#: There where NVIDIA's driver is.
+_DRIVER = Path("/dev/nvidiactl")
+
 #: A child that finds CUDA initialised by its parent ends with this status (an unused one of sysexits.h).
 CUDA_INHERITED = 79
 
@@ -63,6 +69,9 @@ _ENVIRONMENT = {
 }
 
 _PR_SET_PDEATHSIG = 1
+
+#: multiprocessing's status of a child whose fork server is gone; the child went with it.
+_SERVER_LOST = 255
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,13 @@ class ForkServer:
     def __init__(self, environment: Mapping[str, str], device: str = "cpu") -> None:
         os.environ.update(_ENVIRONMENT | dict(environment))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*_PRELOAD, *(_PRELOAD_ON_CPU if device == "cpu" else ())])
+        context.set_forkserver_preload(
+            [
+                *_PRELOAD,
+                *(() if device == "cuda" or _DRIVER.exists() else _PRELOAD_ON_CPU),
+                *(_PRELOAD_ON_CUDA if device == "cuda" else ()),
+            ]
+        )
         self._context: ForkServerContext | SpawnContext = context
 
     def start(self) -> None:
@@ -151,6 +166,8 @@ class ForkServer:
                 process.kill()
             process.join()
         code = process.exitcode if process.exitcode is not None else -signal.SIGKILL
+        if forked and code == _SERVER_LOST:
+            code = -signal.SIGKILL
         return Exit(code, timed_out, time.monotonic() - began)
 
 
@@ -193,13 +210,14 @@ def die_with_parent(number: signal.Signals) -> None:
 
 
 def _cuda_is_initialised() -> bool:
-    """Whether torch or anything else in this process has a CUDA context, or inherited the driver's files.
+    """Whether this process is a fork of one with CUDA initialised, by torch or by anything else.
 
-    /dev/nvidia-uvm is opened by the CUDA driver, not by NVML.
+    torch notes it at the fork, and `torch.cuda.is_initialized()` is False from then on. /dev/nvidia-uvm is
+    opened by the CUDA driver, not by NVML.
     """
     import torch
 
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it without hints
+    if torch.cuda._is_in_bad_fork():
         return True
     for descriptor in Path("/proc/self/fd").iterdir():
         # The one that lists this folder is closed by now.

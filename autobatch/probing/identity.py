@@ -58,6 +58,7 @@ def device_of(run: RunDirectory, server: ForkServer, directory: Path, timeout_s:
     Raises:
         UsageError: there is no such device here.
     """
+    why = ""
     if run.device == "cpu":
         device = find_device("cpu", 0)
     else:
@@ -65,11 +66,12 @@ def device_of(run: RunDirectory, server: ForkServer, directory: Path, timeout_s:
         for left_over in (answer, log):
             left_over.unlink(missing_ok=True)
         server.run(describe_device, "cuda", run.device_index, str(answer), log=log, timeout_s=timeout_s)
-        found = next((event["device"] for event in EventFile(answer).read()), None)
-        device = from_json(Device, found) if found else None
+        said = next(iter(EventFile(answer).read()), {"device": None, "why": ""})
+        device = from_json(Device, said["device"]) if said["device"] else None
+        why = f" ({said['why']})" if said["why"] else ""
     if device is None:
         raise UsageError(
-            f"{run.config_path}: device is {run.device} and this machine has no such card. Probe where the "
+            f"{run.config_path}: device is {run.device} and this machine has no such card{why}. Probe where the "
             "training will run (--cluster slurm, or inside its job with --cluster inline); a batch_size "
             "measured on CPU memory would say nothing about the card"
         )

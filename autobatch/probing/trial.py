@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,10 @@ _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
     r"|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator: can't allocate memory|\bMemoryError\b"
     r"|Cannot allocate memory|std::bad_alloc|OUT_OF_MEMORY|Triton Error \[CUDA\]: out of memory"
+    # Expandable segments; the C++ of bitsandbytes, which then ends the process.
+    r"|CUDA driver error: out of memory|Error out of memory at line"
+    # Out of memory on a MIG slice: the allocator asks NVML for its message, and asserts that NVML answers.
+    r"|NVML_SUCCESS == [^\n]*INTERNAL ASSERT FAILED at [^\n]*CUDACachingAllocator"
 )
 #: cuDNN says so when it can't get its workspace; only then is it about memory.
 _CUDNN_NOT_SUPPORTED = "CUDNN_STATUS_NOT_SUPPORTED"
@@ -164,18 +168,20 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
     # whose values they may refer to as well.
     sections: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(config, overrides), resolve=True)  # type: ignore[assignment]
     measuring = {"events": str(events), "device": setup.device}
-    if not setup.load_weights:
-        for name, section in sections.items():
-            # One that is null stays null: recipes ask for it to know whether there is a second model.
-            if not name.endswith("checkpointer") or not isinstance(section, dict):
-                continue
-            sections[name] = {
-                "_component_": f"{_COMPONENTS}.ZeroCheckpointer",
-                "model": json.dumps(_model_of(name, sections)),
-                "dtype": sections.get("dtype"),
-                "device": setup.device,
-                "model_type": section.get("model_type"),
-            }
+    for name, section in sections.items():
+        # One that is null stays null: recipes ask for it to know whether there is a second model.
+        if not name.endswith("checkpointer") or not isinstance(section, dict):
+            continue
+        if setup.load_weights:
+            section |= _output_of_trials(section, setup)
+            continue
+        sections[name] = {
+            "_component_": f"{_COMPONENTS}.ZeroCheckpointer",
+            "model": json.dumps(_model_of(name, sections)),
+            "dtype": sections.get("dtype"),
+            "device": setup.device,
+            "model_type": section.get("model_type"),
+        }
     sections["metric_logger"] = {
         "_component_": f"{_COMPONENTS}.StepCounter",
         **measuring,
@@ -194,6 +200,18 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
     }
     sections["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False}
     return OmegaConf.to_yaml(OmegaConf.create(sections))
+
+
+def _output_of_trials(section: Mapping[str, Any], setup: TrialSetup) -> dict[str, str]:
+    """Another output_dir for a checkpointer, which makes the directory although nothing is saved.
+
+    torchtune refuses one within checkpoint_dir; there the config's own stays.
+    """
+    output = (setup.directory / "trials" / "output").resolve()
+    weights = (setup.working_dir / str(section.get("checkpoint_dir", ""))).resolve()
+    if "output_dir" not in section or weights in (output, *output.parents):
+        return {}
+    return {"output_dir": str(output)}
 
 
 def _model_of(checkpointer: str, resolved: dict[str, Any]) -> Any:
@@ -222,7 +240,7 @@ def read_trial(
         verdict=Verdict.CRASHED,
         peak_bytes=peaks[-1] if peaks else None,
         peaks_bytes=dict(steps[-1]["peaks"]) if steps else {},
-        before_bytes=first["current"][metric.value] if first else None,
+        before_bytes=_in_use(first["current"], metric) if first else None,
         step_peaks_bytes=peaks,
         alloc_retries=max((step["retries"] for step in steps), default=0),
         tokens_per_second=steps[-1]["tokens_per_second"] if steps else None,
@@ -263,6 +281,16 @@ def is_out_of_memory(message: str) -> bool:
 def was_killed(trial: Trial) -> bool:
     """Whether the trial's process was killed from outside, which says nothing about its batch size."""
     return trial.verdict is Verdict.CRASHED and trial.detail.startswith("killed by signal")
+
+
+def _in_use(current: Mapping[str, int], metric: Metric) -> int:
+    """What the first batch comes on top of.
+
+    Of reserved memory, what set-up has left in the allocator's cache isn't: the first batch takes it.
+    """
+    if metric is Metric.RESERVED:
+        return current.get(Metric.ALLOCATED.value, current[metric.value])
+    return current[metric.value]
 
 
 def _describe_exit(ended: Exit) -> str:

@@ -50,6 +50,7 @@ def run_recipe(spec: TrialSpec) -> None:
     or exits before that has not given a measurement, whatever its status.
     """
     events = EventFile(spec.events)
+    status = RECIPE_RAISED
     if spec.device == "cpu":
         adopt_file_pages(os.getppid())
     enter_run(spec.working_dir, spec.device)
@@ -63,7 +64,7 @@ def run_recipe(spec: TrialSpec) -> None:
         with _uninitialised() if spec.skip_init else _as_usual():
             runpy.run_path(spec.recipe, run_name="__main__")
     except TrialFinished:
-        return
+        status = 0
     except SystemExit as ended:
         events.append("error", kind="SystemExit", message=f"the recipe ended by itself with {ended.code!r}")
     except BaseException as error:
@@ -71,16 +72,21 @@ def run_recipe(spec: TrialSpec) -> None:
         traceback.print_exc()
     else:
         events.append("error", kind="SystemExit", message="the recipe ended by itself")
-    # Not sys.exit: destructors of a recipe that failed may hang or fail again.
+    # Not sys.exit: destructors of a recipe that failed may hang or fail again, and multiprocessing would wait
+    # for inductor's compile workers to shut down. Whoever started this process kills what is left.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(RECIPE_RAISED)
+    os._exit(status)
 
 
 def describe_device(kind: str, index: int, events: str) -> None:
     """Write what `find_device` finds; in a process of its own, since it initialises CUDA."""
-    device = find_device(kind, index)
-    EventFile(events).append("device", device=to_json(device) if device else None)
+    try:
+        device, why = find_device(kind, index), ""
+    except RuntimeError as error:
+        # NVML sees a card that the driver doesn't give: it is too old for this build of torch, say.
+        device, why = None, str(error)
+    EventFile(events).append("device", device=to_json(device) if device else None, why=why)
 
 
 def read_dataset_once(spec: PackSpec, working_dir: str) -> None:

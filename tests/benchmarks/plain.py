@@ -80,8 +80,10 @@ def run_plain(
     """
     logs, output = output_dir / "logs", output_dir / "tune.log"
     output_dir.mkdir(parents=True, exist_ok=True)
+    script = Path(sys.executable).parent / "tune"
+    tune = [str(script)] if script.exists() else [sys.executable, "-m", "torchtune._cli.tune"]
     command = [
-        str(Path(sys.executable).parent / "tune"), "run", recipe, "--config", "finetune.yaml",
+        *tune, "run", recipe, "--config", "finetune.yaml",
         f"batch_size={batch_size}", f"max_steps_per_epoch={steps}", "epochs=1", f"output_dir={output_dir}",
         "log_every_n_steps=1", "log_peak_memory_stats=True",
     ]  # fmt: skip

@@ -48,6 +48,8 @@ def recipe_main(cfg: DictConfig) -> None:
         torch.empty(2**60, dtype=torch.uint8)
     if how == "hang" and b == cfg.at:
         time.sleep(3600)
+    if how == "hang once" and b == cfg.at and once("hung"):
+        time.sleep(3600)
     if how == "killed once" and b == cfg.at and once("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "killed always":
