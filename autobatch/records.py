@@ -87,7 +87,7 @@ class ProbeRequest:
         max_batch_size: never go above.
         min_steps: optimizer steps of a trial, at least.
         trial_timeout_s: seconds after which a trial counts as hung.
-        load_weights: read the real checkpoint in each trial, not zeros of its shapes.
+        load_weights: read the real checkpoint in each trial, not a constant in its shapes.
         packing: where `packed` comes from.
         density_sample: estimate the density from this many examples instead of all.
         force: measure again though a valid result is on file.

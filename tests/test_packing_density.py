@@ -159,7 +159,7 @@ class TestSample:
         indexes = [index for block in blocks for index in block]
         assert indexes == sorted(set(indexes))
         assert all(0 <= index < examples for index in indexes)
-        assert len(indexes) >= min(examples, 0.8 * sample)
+        assert len(indexes) >= min(examples, sample)
         assert len(blocks) == 1 or all(len(block) >= least for block in blocks)
 
     @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ class TestSample:
 
         # With five blocks the error has four degrees of freedom: Student's t is within 3 in 96 %.
         assert within >= 0.9 * seeds
-        assert abs(bias) <= 0.02
+        assert abs(bias) <= 0.01 + 3 * errors / seeds**0.5
         assert errors <= (0.12 if sample == 100 else 0.06)
 
     def test_a_larger_sample_has_a_smaller_error(self) -> None:
@@ -414,11 +414,7 @@ class TestBuild:
         assert answer["held_bytes"] >= 0
 
     def test_a_sample_of_everything_is_exact(self, run: Path) -> None:
-        sampled, whole = density_in(built(run, sample=1000)), density_in(built(run))
-
-        # One block, whose last pack is left out.
-        assert sampled.packs == pytest.approx(whole.packs, abs=1)
-        assert sampled.sampled_examples == 300
+        assert density_in(built(run, sample=1000)) == density_in(built(run))
 
     def test_unpacked_sample(self, run: Path) -> None:
         sampled = density_in(built(run, packed=False, sample=30))

@@ -223,7 +223,7 @@ def test_load_weights_reads_the_checkpoint_and_takes_as_much_memory_as_zeros(mak
 
     result = probe(run, load_weights=True)
     with_weights = [
-        b"ZeroCheckpointer" not in path.read_bytes() for path in (run / "probe" / "trials").glob("*.yaml")
+        b"ConstantCheckpointer" not in path.read_bytes() for path in (run / "probe" / "trials").glob("*.yaml")
     ]
 
     assert_measured(run, result, before)

@@ -424,7 +424,7 @@ class TestConfig:
         }
         model = sections["checkpointer"].pop("model")
         assert sections["checkpointer"] == {
-            "_component_": "autobatch.probing.components.ZeroCheckpointer",
+            "_component_": "autobatch.probing.components.ConstantCheckpointer",
             "dtype": "bf16",
             "device": "cpu",
             "model_type": "LLAMA3_2",

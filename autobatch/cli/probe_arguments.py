@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--load-weights",
         action="store_true",
-        help="read the real checkpoint in each trial instead of zeros of the same shapes",
+        help="read the real checkpoint in each trial instead of a constant in its shapes",
     )
     rows = what.add_mutually_exclusive_group()
     rows.add_argument("--pack", action="store_true", help="set dataset.packed: True, in finetune.yaml too")

@@ -80,8 +80,16 @@ class ProbeJob:
         return probe_job(self._request, self._attempt, {})
 
     def checkpoint(self) -> Any:
-        """What submitit runs when the job starts again: the same; the journal knows how far it got."""
+        """What submitit runs when the job starts again: the same; the journal knows how far it got.
+
+        None at the job's time limit, which submitit takes for a reason not to requeue: a job that needs longer
+        would be requeued for ever.
+        """
         from submitit.helpers import DelayedSubmission
+
+        deadline = _deadline()
+        if deadline is not None and time.time() > deadline - 1:
+            return None
 
         return DelayedSubmission(self)
 

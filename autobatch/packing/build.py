@@ -110,12 +110,13 @@ def _sampled(
         blocks.append([_read_pack(row) for row in packed])
         rows.extend(packed)
     packs_held = _resident_bytes() - unpacked
-    density = density_from_blocks(
-        blocks,
-        examples=len(dataset),
-        sampled_examples=sum(len(block) for block in chosen),
-        max_seq_len=max_seq_len,
-    )
+    sampled = sum(len(block) for block in chosen)
+    if sampled == len(dataset):
+        density = density_of(blocks[0], max_seq_len)
+    else:
+        density = density_from_blocks(
+            blocks, examples=len(dataset), sampled_examples=sampled, max_seq_len=max_seq_len
+        )
     return density, rows, unpacked - before + packs_held * density.packs // len(rows)
 
 

@@ -96,8 +96,8 @@ def blocks_to_sample(examples: int, sample: int, least: int = 1) -> list[range]:
         least: examples of a block, at least.
     """
     count = min(max(_FEWEST_BLOCKS, min(_MOST_BLOCKS, sample // least)), max(sample, 1))
-    size = max(sample // count, least)
-    if count * size >= examples:
+    size = max(math.ceil(sample / count), least)
+    if max(sample, count * size) >= examples:
         return [range(examples)]
     gap = (examples - size) / (count - 1) if count > 1 else 0.0
     starts = [round(index * gap) for index in range(count)]

@@ -4,7 +4,7 @@
 |------------------|-------------------|-------------------------------------------------------------------|
 | `metric_logger`  | `StepCounter`     | every recipe calls `log_dict` after each optimizer step           |
 | `dataset`        | `StoredRows`      | rows that the job tokenized and packed once                       |
-| `checkpointer`   | `ZeroCheckpointer`| no weights are read: memory doesn't depend on their values        |
+| `checkpointer`   | `ConstantCheckpointer`| no weights are read: memory doesn't depend on their values        |
 | `profiler`       | disabled          | it would trace, and hold memory                                   |
 
 They run in the trial's process, inside the user's recipe, and talk to the job through one file of JSON
@@ -22,6 +22,9 @@ from typing import Any
 
 from autobatch.probing.meter import CpuMeter, meter_for
 from autobatch.records import Metric
+
+#: Every weight of a trial; memory doesn't depend on it.
+_WEIGHT = 0.01
 
 
 class TrialFinished(BaseException):
@@ -176,8 +179,10 @@ class StoredRows:
         return self._rows[index % len(self._rows)]
 
 
-class ZeroCheckpointer:
-    """Zeros of the model's shapes instead of its weights; saves nothing.
+class ConstantCheckpointer:
+    """One constant in the model's shapes instead of its weights; saves nothing.
+
+    Not zero, with which DoRA divides by the norm of its weights and trains on NaN: a recipe may stop at that.
 
     Args:
         model: the config's model section, as JSON.
@@ -196,7 +201,7 @@ class ZeroCheckpointer:
 
         On CPU every tensor has memory of its own, and its pages are touched: there the weights read from a file
         count towards the peak, and one expanded from a single element crashes the fused optimizers. Elsewhere
-        recipes only copy from here to the card, so one block of zeros does for all: touching the pages of
+        recipes only copy from here to the card, so one block does for all: touching the pages of
         16 GB takes many seconds.
         """
         import torch
@@ -207,15 +212,17 @@ class ZeroCheckpointer:
         adapter = get_adapter_params(model)
         weights = {name: tensor for name, tensor in model.state_dict().items() if name not in adapter}
         if self._device == "cpu":
-            zeros = {
-                name: torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu").fill_(0)
+            filled = {
+                name: torch.full(tensor.shape, _WEIGHT, dtype=tensor.dtype, device="cpu")
                 for name, tensor in weights.items()
             }
-            return {training.MODEL_KEY: zeros}
+            return {training.MODEL_KEY: filled}
         sizes: dict[torch.dtype, int] = {}
         for tensor in weights.values():
             sizes[tensor.dtype] = max(tensor.numel(), sizes.get(tensor.dtype, 0))
-        blocks = {dtype: torch.zeros(size, dtype=dtype, device="cpu") for dtype, size in sizes.items()}
+        blocks = {
+            dtype: torch.full((size,), _WEIGHT, dtype=dtype, device="cpu") for dtype, size in sizes.items()
+        }
         return {
             training.MODEL_KEY: {
                 name: blocks[tensor.dtype][: tensor.numel()].view(tensor.shape)

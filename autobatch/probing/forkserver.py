@@ -182,6 +182,8 @@ def _child(target: Callable[..., None], arguments: tuple[Any, ...], log: str, fo
     os.close(descriptor)
     if forked and _cuda_is_initialised():
         sys.exit(CUDA_INHERITED)
+    # The server's alone: training asks the driver, and so must the trial.
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     target(*arguments)
 
 

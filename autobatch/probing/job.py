@@ -48,6 +48,7 @@ from autobatch.records import (
     ProbeResult,
     Status,
     Trial,
+    Verdict,
     to_json,
 )
 from autobatch.runs.directory import RunDirectory, read_run
@@ -57,7 +58,7 @@ RESULT = "result.json"
 JOURNAL = "trials.jsonl"
 
 #: Seconds to leave for writing the answer down.
-_WRITE_BACK_S = 5.0
+_WRITE_BACK_S = 10.0
 
 
 def run_probe(
@@ -204,6 +205,8 @@ class _Probe:
                     )
                 )
                 trial = self._measure(runner, step.batch_size)
+                if trial.verdict is Verdict.TIMED_OUT and self._seconds_left() <= 0:
+                    return self._out_of_time(replace(result, trials=tuple(trials)), cap, journal)
                 journal.add_trial(trial)
                 self._measured_now += 1
             trials.append(trial)
@@ -213,10 +216,13 @@ class _Probe:
 
     def _is_too_late(self, trials: Sequence[Trial]) -> bool:
         """Whether another trial, taking half as long again as the longest yet, would outlast the deadline."""
+        return 1.5 * max((trial.seconds for trial in trials), default=0.0) > self._seconds_left()
+
+    def _seconds_left(self) -> float:
+        """For measuring, with enough kept for writing the answer down."""
         if self._deadline is None:
-            return False
-        longest = max((trial.seconds for trial in trials), default=0.0)
-        return time.time() + 1.5 * longest + _WRITE_BACK_S > self._deadline
+            return float("inf")
+        return self._deadline - _WRITE_BACK_S - time.time()
 
     def _out_of_time(self, result: ProbeResult, cap: Cap, journal: Journal) -> ProbeResult:
         bracket = bracket_of(result.trials, cap.batch_size)
@@ -233,13 +239,13 @@ class _Probe:
                 seen = steps
                 self._tell(Stepped(batch_size, steps))
 
-        trial = runner.run(batch_size, on_step)
+        trial = runner.run(batch_size, on_step, at_most_s=self._seconds_left())
         if was_killed(trial):
             self._tell(
                 Said(f"batch_size {batch_size}: the trial was {trial.detail.splitlines()[0]}; once more")
             )
             seen = 0
-            trial = runner.run(batch_size, on_step)
+            trial = runner.run(batch_size, on_step, at_most_s=self._seconds_left())
         return trial
 
     def _decide(self, result: ProbeResult, answer: Answer, journal: Journal) -> ProbeResult:

@@ -94,12 +94,19 @@ class TrialRunner:
         self._server = server
         self._setup = setup
 
-    def run(self, batch_size: int, on_step: Callable[[int], None] = lambda steps: None) -> Trial:
+    def run(
+        self,
+        batch_size: int,
+        on_step: Callable[[int], None] = lambda steps: None,
+        *,
+        at_most_s: float = float("inf"),
+    ) -> Trial:
         """Measure one batch size. What went wrong is in the verdict; nothing is raised for it.
 
         Args:
             batch_size: sequences per micro-batch.
             on_step: called with the number of optimizer steps done so far.
+            at_most_s: seconds after which it is ended, should that be before it counts as hung.
         """
         setup = self._setup
         name = f"batch_size_{batch_size}"
@@ -125,7 +132,7 @@ class TrialRunner:
             run_recipe,
             spec,
             log=log,
-            timeout_s=setup.timeout_s,
+            timeout_s=min(setup.timeout_s, at_most_s),
             on_wait=lambda: on_step(sum(event["event"] == "step" for event in event_file.read())),
         )
         said = event_file.read()
@@ -176,7 +183,7 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
             section |= _output_of_trials(section, setup)
             continue
         sections[name] = {
-            "_component_": f"{_COMPONENTS}.ZeroCheckpointer",
+            "_component_": f"{_COMPONENTS}.ConstantCheckpointer",
             "model": json.dumps(_model_of(name, sections)),
             "dtype": sections.get("dtype"),
             "device": setup.device,

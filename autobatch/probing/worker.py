@@ -68,7 +68,7 @@ def run_recipe(spec: TrialSpec) -> None:
     except SystemExit as ended:
         events.append("error", kind="SystemExit", message=f"the recipe ended by itself with {ended.code!r}")
     except BaseException as error:
-        events.append("error", kind=type(error).__name__, message=str(error))
+        events.append("error", kind=type(error).__name__, message=_with_causes(error))
         traceback.print_exc()
     else:
         events.append("error", kind="SystemExit", message="the recipe ended by itself")
@@ -77,6 +77,15 @@ def run_recipe(spec: TrialSpec) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _with_causes(error: BaseException) -> str:
+    """The message of an error and of those it was raised from: torchtune wraps what CUDA said."""
+    message = str(error)
+    while error.__cause__ is not None:
+        error = error.__cause__
+        message += f"\ncaused by {type(error).__name__}: {error}"
+    return message
 
 
 def describe_device(kind: str, index: int, events: str) -> None:

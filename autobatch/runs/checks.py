@@ -143,6 +143,16 @@ def check_packing(
     return says_packed
 
 
+def check_optimizer(config: RunConfig, device: str, findings: Findings) -> None:
+    """A note where the optimizer keeps its state outside of what is measured."""
+    component = str(config.get("optimizer._component_") or "")
+    if device == "cuda" and "Paged" in component.rpartition(".")[2]:
+        findings.note(
+            f"{config.where('optimizer._component_')}: {component.rpartition('.')[2]} keeps its state in unified "
+            "memory, which PyTorch's allocator doesn't count; --metric device does while it is on the card"
+        )
+
+
 def _packed(config: RunConfig, key: str, section: Mapping[str, Any], findings: Findings) -> bool:
     value = section.get("packed")
     if value is not None and not isinstance(value, (bool, Unresolved)):

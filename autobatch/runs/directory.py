@@ -218,6 +218,7 @@ def _checked(
     batch_size = checks.positive_integer(config, "batch_size", findings)
     steps = checks.positive_integer(config, "gradient_accumulation_steps", findings, default=1)
     packed = checks.check_packing(config, request.packing, recipe, device, findings)
+    checks.check_optimizer(config, device, findings)
     checks.check_files(config, working_dir, request.load_weights, findings)
     _check_trained_config(config, script, working_dir, findings)
     if recipe is None:

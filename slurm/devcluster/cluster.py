@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,6 +87,9 @@ def up(directory: Path | str, options: Options, owner_pid: int | None = None) ->
     """
     check(options)
     layout = Layout.of(directory)
+    if lock.holder(layout) is not None:
+        # The keeper would say so too, but then Ctrl-C here would end the other one.
+        raise lock.already_up(layout)
     request = {"directory": str(layout.directory), "options": asdict(options), "owner_pid": owner_pid}
     try:
         keeper = subprocess.run(
@@ -217,7 +221,5 @@ def restart(cluster: Cluster, daemon: str, timeout_s: float = 60) -> None:
 
 
 def _signal(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass

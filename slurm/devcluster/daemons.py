@@ -43,12 +43,7 @@ class Daemon:
 def in_order(layout: Layout, options: Options, ports: Ports) -> list[Daemon]:
     """The cluster's daemons, each after those that it relies on."""
     accounting = _accounting(layout, ports) if options.accounting else []
-    nodes = [
-        Daemon(
-            f"slurmd.{name}", (_path("slurmd"), "-D", "-N", name), lambda port=port: _listens_on_port(port)
-        )  # type: ignore[misc]
-        for name, port in zip(options.node_names, ports.slurmd, strict=True)
-    ]
+    nodes = [_slurmd(name, port) for name, port in zip(options.node_names, ports.slurmd, strict=True)]
     slurmctld = Daemon("slurmctld", (_path("slurmctld"), "-D"), lambda: _listens_on_port(ports.slurmctld))
     return [_munged(layout), *accounting, slurmctld, *nodes]
 
@@ -110,6 +105,10 @@ def _accounting(layout: Layout, ports: Ports) -> list[Daemon]:
             after=(add_cluster,) if first else (),
         ),
     ]
+
+
+def _slurmd(node: str, port: int) -> Daemon:
+    return Daemon(f"slurmd.{node}", (_path("slurmd"), "-D", "-N", node), lambda: _listens_on_port(port))
 
 
 def environment(layout: Layout) -> dict[str, str]:

@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -159,26 +160,27 @@ def _wait(
         os.read(read_end, 4096)
         for pid, status in processes.reap().items():
             if pid in running:
-                print(
-                    f"{running.pop(pid)} (process {pid}) ended with status {status}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                _log(f"{running.pop(pid)} (process {pid}) ended with status {status}")
         if told_to_start:
             told_to_start.clear()
             try:
                 _start_missing(layout, options, ports, running)
             except StartFailed as error:
                 # The others run on; `status` says what is missing.
-                print(error, file=sys.stderr, flush=True)
+                _log(str(error))
 
 
 def _log_to(layout: Layout) -> None:
     """Let go of the caller's terminal; what we still have to say goes to a file."""
-    with layout.output("keeper").open("ab") as output, open(os.devnull) as nothing:
+    with layout.output("keeper").open("ab") as output, Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+
+
+def _log(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
 
 
 def _answer(answer: dict[str, Any]) -> None:

@@ -25,15 +25,20 @@ def held(layout: Layout) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise AlreadyUp(
-                f"{layout.directory}: a cluster is up here (process {holder(layout)}).\n"
-                f'Use it:  eval "$(python3 -m slurm.devcluster env --dir {layout.directory})"\n'
-                f"End it:  python3 -m slurm.devcluster down --dir {layout.directory}"
-            ) from error
+            raise already_up(layout) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def already_up(layout: Layout) -> AlreadyUp:
+    """For an `up` where a cluster is up."""
+    return AlreadyUp(
+        f"{layout.directory}: a cluster is up here (process {holder(layout)}).\n"
+        f'Use it:  eval "$(python3 -m slurm.devcluster env --dir {layout.directory})"\n'
+        f"End it:  python3 -m slurm.devcluster down --dir {layout.directory}"
+    )
 
 
 def holder(layout: Layout) -> int | None:

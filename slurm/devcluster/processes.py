@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def sweep(layout: Layout, timeout_s: float) -> list[Process]:
 
 def reap() -> dict[int, int]:
     """Collect the children that have ended: pid -> exit status, negative for a signal."""
-    ended = {}
+    ended: dict[int, int] = {}
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -143,7 +144,5 @@ def _runs(pid: int) -> bool:
 
 
 def _kill(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass

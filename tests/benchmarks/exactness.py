@@ -25,10 +25,10 @@ from typing import Any
 
 import autobatch
 from autobatch.demo import SmallRun, lay_out
-from autobatch.records import to_json
+from autobatch.records import from_json, to_json
 from tests.benchmarks.cases import CASES, TARGET, Case
 from tests.benchmarks.judging import HEADER, Measured, failed_bars, markdown_table, row
-from tests.benchmarks.machine import cold_start_seconds, machine_facts
+from tests.benchmarks.machine import cold_start_seconds, machine_facts, write_json
 from tests.benchmarks.plain import run_plain
 
 #: Optimizer steps of a plain run: one more than a trial's.
@@ -44,13 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = _chosen(options.configs)
     facts = {**machine_facts(), "cold_start_seconds": cold_start_seconds(), "date": _today()}
     print(f"cold start of a recipe: {facts['cold_start_seconds']:.1f} s", flush=True)
-    measured: list[Measured] = []
+    done = _on_file(options.json, facts) if options.json else {}
     for case in cases:
         with tempfile.TemporaryDirectory(prefix="exactness-") as scratch:
-            measured.append(measure(case, Path(scratch)))
-        print("\n".join(markdown_table(HEADER, [row(measured[-1])])), flush=True)
+            done[case.name] = measure(case, Path(scratch))
+        print("\n".join(markdown_table(HEADER, [row(done[case.name])])), flush=True)
         if options.json:
-            options.json.write_text(_as_json(facts, measured), encoding="utf-8")
+            write_json(_figures(facts, _in_order(done)), options.json)
+    measured = _in_order(done)
     lines = report(facts, measured)
     print("\n".join(lines))
     if options.markdown:
@@ -143,7 +144,7 @@ def _in_a_process_of_its_own(scratch: Path, run: SmallRun) -> None:
         raise RuntimeError(f"{run.name} couldn't be laid out: status {process.exitcode}")
 
 
-def _as_json(facts: dict[str, Any], measured: Sequence[Measured]) -> str:
+def _figures(facts: dict[str, Any], measured: Sequence[Measured]) -> dict[str, Any]:
     cases = [
         {
             **to_json(case),
@@ -153,7 +154,23 @@ def _as_json(facts: dict[str, Any], measured: Sequence[Measured]) -> str:
         }
         for case in measured
     ]
-    return json.dumps({**facts, "target": TARGET, "steps": STEPS, "cases": cases}, indent=1) + "\n"
+    return {**facts, "target": TARGET, "steps": STEPS, "cases": cases}
+
+
+def _on_file(path: Path, facts: dict[str, Any]) -> dict[str, Measured]:
+    """What earlier calls measured with the same versions: the table is of all of it."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["versions"] != facts["versions"]:
+        return {}
+    cases = [from_json(Measured, case) for case in content["cases"]]
+    return {case.name: case for case in cases}
+
+
+def _in_order(done: dict[str, Measured]) -> list[Measured]:
+    """Those that are cases still, in the cases' order."""
+    return [done[case.name] for case in CASES if case.name in done]
 
 
 def _chosen(names: str | None) -> list[Case]:
@@ -176,7 +193,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--configs", metavar="A,B", help="only these of: " + ", ".join(c.name for c in CASES))
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures there, after each config"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the figures there, after each config, beside those of other configs",
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     return parser

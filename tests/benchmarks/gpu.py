@@ -31,10 +31,10 @@ from typing import Any
 
 import autobatch
 from autobatch.records import from_json, to_json
-from tests.benchmarks.gpu_cases import CASES, REHEARSAL, GpuCase, lay_out_case, write_json
+from tests.benchmarks.gpu_cases import CASES, REHEARSAL, GpuCase, lay_out_case
 from tests.benchmarks.gpu_judging import HEADER, GpuMeasured, failed_gpu_bars, gpu_row
 from tests.benchmarks.judging import markdown_table
-from tests.benchmarks.machine import machine_facts
+from tests.benchmarks.machine import machine_facts, write_json
 from tests.benchmarks.plain import PlainRun, PlainRunFailed, run_plain
 
 #: Optimizer steps of a plain run.

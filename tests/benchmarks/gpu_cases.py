@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -183,13 +182,6 @@ def write_random_weights(path: Path, model: dict[str, Any], device: str) -> None
     # Whole or not at all: another call finds it and takes it for good.
     partial = path.with_suffix(".partial")
     torch.save(weights, partial)
-    partial.rename(path)
-
-
-def write_json(value: Any, path: Path) -> None:
-    """`value` as indented JSON, replaced as a whole."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     partial.rename(path)
 
 

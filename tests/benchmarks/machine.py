@@ -1,11 +1,16 @@
-"""What the figures of a benchmark depend on: versions and processor, without names of machines or paths."""
+"""What the figures of a benchmark depend on: versions and processor, without names of machines or paths.
+
+Also how the figures get to disk.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -35,3 +40,10 @@ def cold_start_seconds(repeats: int = 3) -> float:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         seconds.append(time.monotonic() - began)
     return median(seconds)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """`value` as indented JSON, replaced as a whole."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.rename(path)

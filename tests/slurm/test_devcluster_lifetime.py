@@ -184,9 +184,9 @@ def without_munged(*arguments: str, **variables: str) -> subprocess.CompletedPro
     hide = f"mount --bind /dev/null {munged}"
     if subprocess.run(["unshare", "--mount", "sh", "-c", hide], capture_output=True).returncode != 0:
         pytest.skip("no mount namespaces here")
+    hidden = ["unshare", "--mount", "sh", "-c", f'{hide} && exec "$@"', "sh"]
     return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f'{hide} && exec "$@"', "sh"]
-        + [sys.executable, "-m", "slurm.devcluster", *arguments],
+        [*hidden, sys.executable, "-m", "slurm.devcluster", *arguments],
         cwd=CHECKOUT,
         env=os.environ | variables,
         capture_output=True,

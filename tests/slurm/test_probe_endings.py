@@ -121,11 +121,6 @@ def scancel(probe: Probe) -> None:
     assert done.stdout == f"{probe.job}\n"
 
 
-def end_now(probe: Probe) -> None:
-    probe.wait_for_trial()
-    probe.slurm.run("scontrol", "update", f"JobId={probe.job}", "EndTime=now")
-
-
 def nothing(probe: Probe) -> None:
     pass
 
@@ -244,6 +239,53 @@ def test_a_requeued_probe_goes_on_and_measures_nothing_twice(
     assert probe.measured == [1, 2]
     assert cluster.wait_for(probe.train, *_ENDED, timeout_s=60)["JobState"] == "COMPLETED"
     assert probe.status()["state"] == "done"
+
+
+def test_the_time_limit_stops_the_search_with_what_was_measured(
+    cluster: Slurm, make_run: MakeRun, capacity: int
+) -> None:
+    run = make_run("misbehaving.py", misbehaviour="hang", at=2)
+    probe = submit(cluster, run, capacity, "--time", "1")
+    before = files_of(run)
+
+    assert cluster.wait_for(probe.job, *_ENDED, timeout_s=90)["JobState"] == "FAILED"
+
+    assert cluster.wait_for(probe.train, *_ENDED)["JobState"] == "CANCELLED"
+    assert files_of(run) == before
+    assert json.loads((run / "probe" / "result.json").read_text())["status"] == "out of time"
+    status = probe.status()
+    assert status["state"] == "failed"
+    assert "after 1 trials: batch_size 1 fits" in status["detail"]
+
+
+def test_what_was_measured_by_the_time_limit_can_be_accepted(
+    cluster_with_accounting: Slurm, make_run: MakeRun, capacity: int
+) -> None:
+    run = make_run("misbehaving.py", misbehaviour="hang", at=2)
+    probe = submit(cluster_with_accounting, run, capacity, "--time", "1", "--accept-partial")
+
+    assert cluster_with_accounting.wait_for(probe.job, *_ENDED, timeout_s=90)["JobState"] == "COMPLETED"
+
+    assert cluster_with_accounting.wait_for(probe.train, *_ENDED, timeout_s=60)["JobState"] == "COMPLETED"
+    assert (run / "trained").read_text().startswith("batch_size: 1 ")
+    assert "time limit ended the search" in probe.status()["detail"]
+
+
+def test_after_another_job_and_in_a_directory_with_spaces(
+    cluster_with_accounting: Slurm, make_run: MakeRun, capacity: int, tmp_path: Path
+) -> None:
+    run = make_run("misbehaving.py", misbehaviour="none").rename(tmp_path / "experiment" / "a run's name")
+    first = cluster_with_accounting.wrap(tmp_path, "sleep 3")
+
+    probe = submit(cluster_with_accounting, run, capacity, "--after", first)
+    queued = probe.status()
+
+    assert queued["state"] == "queued"
+    assert cluster_with_accounting.wait_for(probe.train, *_ENDED, timeout_s=120)["JobState"] == "COMPLETED"
+    ended, began = cluster_with_accounting.job(first), cluster_with_accounting.job(probe.job)
+    assert ended["EndTime"] <= began["StartTime"]
+    assert (run / "trained").read_text().startswith("batch_size: 2 ")
+    assert "a run's name" in (run.parent / "runs_plan.md").read_text()
 
 
 def test_the_controller_restarts_during_a_probe(cluster: Slurm, make_run: MakeRun, capacity: int) -> None:
