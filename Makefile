@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo slurm-demo test lint bench clean
 
 help:
 	@echo "make demo   lay out a small run in demo-run/ and probe it: no GPU, no Slurm, no download"
+	@echo "make slurm-demo  the same on a one-node Slurm cluster (root): probe, and training that waits for it"
 	@echo "make test   run every test"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make bench  probe against plain tune run at every batch size (exactness; takes a while)"
@@ -25,6 +26,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	rm -rf demo-run
 	$(BIN)/autobatch demo demo-run
+
+slurm-demo: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" slurm/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest

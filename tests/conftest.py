@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,10 @@ RECIPES = Path(__file__).parent / "recipes"
 MIB_EACH = 40
 
 MakeRun = Callable[..., Path]
+
+#: On a busy machine, threads that wait for one another make a step of a small model take a second. Set here,
+#: before any test starts the fork server, which hands it to every trial.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="local",
         help="as in autobatch probe (default: local)",
     )
+    parser.add_argument("--lay-out-only", action="store_true", help="write the files and probe nothing")
     parser.add_argument(
         "--force", action="store_true", help="write into a directory that holds files already"
     )
@@ -59,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     directory = Path(arguments.directory)
     run_dir = lay_out(directory, force=arguments.force)
     print(f"laid out {directory}: {run_dir} and what it needs", file=sys.stderr)
+    if arguments.lay_out_only:
+        return 0
     words = ["probe", str(run_dir), "--capacity", arguments.capacity, "--cluster", arguments.cluster]
     print(f"$ autobatch {' '.join(words)}", file=sys.stderr)
     return main(words)

@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     except DevclusterError as error:
         print(f"devcluster: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("devcluster: interrupted", file=sys.stderr)
+        return 130
     return status
 
 

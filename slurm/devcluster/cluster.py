@@ -98,7 +98,7 @@ def up(directory: Path | str, options: Options, owner_pid: int | None = None) ->
             stdout=subprocess.PIPE,
             text=True,
             cwd="/",
-            env=os.environ | {"PYTHONPATH": str(_CHECKOUT)},
+            env=os.environ | {"PYTHONPATH": str(_CHECKOUT), processes.MARK: layout.cluster_name},
         )
     except KeyboardInterrupt:
         down(directory)

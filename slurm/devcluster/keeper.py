@@ -27,9 +27,12 @@ from slurm.devcluster import conf, daemons, lock, processes, teardown
 from slurm.devcluster.errors import DevclusterError, StartFailed, UsageError
 from slurm.devcluster.layout import Layout
 
+#: How often to look whether `up` still waits.
+_LOOK_S = 0.5
+
 
 class _Stop(BaseException):
-    """SIGTERM, or the owner has ended."""
+    """SIGTERM, or the owner has ended, or `up` before it had an answer."""
 
 
 def main() -> None:
@@ -38,23 +41,33 @@ def main() -> None:
         # Whoever called `up` need not wait for us, nor collect us.
         os._exit(0)
     os.setsid()
+    with suppress(BrokenPipeError):
+        # `up` was killed if it is raised: nobody waits for an answer.
+        _answer(_attempt(request))
+
+
+def _attempt(request: dict[str, Any]) -> dict[str, str]:
+    """A cluster's whole life; what went wrong with it."""
     try:
         layout = Layout.of(request["directory"])
         _claim(layout)
         with lock.held(layout):
             _keep(layout, conf.Options(**request["options"]), request["owner_pid"])
     except _Stop:
-        _answer({"error": "StartFailed", "message": "ended while it was starting"})
+        return {"error": "StartFailed", "message": "ended while it was starting"}
     except DevclusterError as error:
-        _answer({"error": type(error).__name__, "message": str(error)})
+        return {"error": type(error).__name__, "message": str(error)}
     except Exception:
-        _answer({"error": "StartFailed", "message": traceback.format_exc()})
+        return {"error": "StartFailed", "message": traceback.format_exc()}
+    return {}
 
 
 def _keep(layout: Layout, options: conf.Options, owner_pid: int | None) -> None:
     """Start the daemons, wait until told to stop, end them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGALRM, _stop_if_alone)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
     processes.adopt_orphans()
     with ExitStack() as stack:
         try:
@@ -65,11 +78,13 @@ def _keep(layout: Layout, options: conf.Options, owner_pid: int | None) -> None:
             running: dict[int, str] = {}
             _start_missing(layout, options, ports, running)
             daemons.wait_nodes(layout, options.nodes)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             _answer({})
             _log_to(layout)
             with suppress(_Stop):
                 _wait(layout, options, ports, owner, running)
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             teardown.take_down(layout, _sleep)
             # Else they stay as zombies until process 1 gets to them.
@@ -83,6 +98,14 @@ def _sleep(seconds: float) -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise _Stop
+
+
+def _stop_if_alone(number: int, frame: FrameType | None) -> None:
+    """Nobody reads stdout any more: `up` was killed before it had an answer."""
+    poll = select.poll()
+    poll.register(1, 0)
+    if poll.poll(0):
+        raise _Stop
 
 
 def _claim(layout: Layout) -> None:
@@ -184,8 +207,7 @@ def _log(text: str) -> None:
 
 
 def _answer(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    os.write(1, json.dumps(answer).encode())
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.devcluster.layout import Layout
-from slurm.devcluster.lock import holder
 
-#: In the environment of every daemon.
+#: In the environment of the keeper and of every daemon.
 MARK = "AUTOBATCH_DEVCLUSTER"
 
 #: PR_SET_CHILD_SUBREAPER of <linux/prctl.h>.
@@ -42,9 +41,9 @@ def adopt_orphans() -> None:
 def of_cluster(layout: Layout) -> list[Process]:
     """The cluster's processes, without the one that asks and those above it.
 
-    A daemon is known by `MARK`, a job by the cluster's name, which Slurm puts into its environment. A
-    process that has emptied its environment is known if it descends from one of these, or from the
-    keeper, which adopts what they leave behind (`adopt_orphans`).
+    The keeper and the daemons are known by `MARK`, a job by the cluster's name, which Slurm puts into its
+    environment. A process that has emptied its environment is known if it descends from one of these:
+    the keeper adopts what the others leave behind (`adopt_orphans`).
     """
     table = {process.pid: process for process in _table()}
     marks = {
@@ -52,9 +51,6 @@ def of_cluster(layout: Layout) -> list[Process]:
         f"SLURM_CLUSTER_NAME={layout.cluster_name}".encode(),
     }
     found = {pid for pid in table if not marks.isdisjoint(_environment(pid))}
-    keeper = holder(layout)
-    if keeper is not None:
-        found.add(keeper)
     members = {pid for pid in table if found.intersection(_line(pid, table))}
     members.difference_update(_line(os.getpid(), table))
     return [table[pid] for pid in sorted(members) if not table[pid].ended]

@@ -54,6 +54,9 @@ def _end_jobs(layout: Layout, sleep: Callable[[float], None]) -> None:
     """Give the jobs the end that Slurm gives them; one that takes too long is swept later."""
     if not any(process.name == "slurmctld" for process in processes.of_cluster(layout)):
         return
+    if not layout.slurm_conf.exists():
+        # Slurm's commands look for it for a minute.
+        return
     # Else a cancelled job makes room for the next one.
     if daemons.client(layout, "scontrol", "update", "NodeName=ALL", "State=DRAIN", "Reason=down") is None:
         return

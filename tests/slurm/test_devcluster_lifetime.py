@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,16 @@ def test_down_after_the_keeper_was_killed(own_directory: Path, tmp_path: Path) -
     assert processes_of(own_directory) == []
 
 
+def test_down_after_the_directory_was_removed(own_directory: Path, tmp_path: Path) -> None:
+    slurm = Slurm(devcluster.up(own_directory, Options()))
+    slurm.wait_for(slurm.wrap(tmp_path, "sleep 1000"), "RUNNING")
+    shutil.rmtree(own_directory)
+
+    devcluster.down(own_directory)
+
+    assert processes_of(own_directory) == []
+
+
 def test_a_killed_test_run_takes_its_cluster_along(tmp_path: Path) -> None:
     require(Options())
     (tmp_path / "test_hangs.py").write_text(
@@ -76,6 +87,30 @@ def test_a_killed_test_run_takes_its_cluster_along(tmp_path: Path) -> None:
         run.wait()
 
     wait_until(lambda: processes_of(directory) == [])
+
+
+@pytest.mark.parametrize("ending", ["down", "kill"])
+def test_an_up_that_ends_half_way_leaves_nothing(own_directory: Path, tmp_path: Path, ending: str) -> None:
+    slurmd = tmp_path / "bin" / "slurmd"
+    slurmd.parent.mkdir()
+    slurmd.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexec sleep 1000\n")
+    slurmd.chmod(0o755)
+    up = subprocess.Popen(
+        [sys.executable, "-m", "slurm.devcluster", "up", f"--dir={own_directory}"],
+        cwd=CHECKOUT,
+        env=os.environ | {"PATH": f"{slurmd.parent}:{os.environ['PATH']}"},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until((tmp_path / "asked").exists)
+    assert len(processes_of(own_directory)) >= 4
+
+    if ending == "down":
+        devcluster.down(own_directory)
+    else:
+        up.kill()
+
+    assert up.wait() == {"down": 3, "kill": -signal.SIGKILL}[ending]
+    wait_until(lambda: processes_of(own_directory) == [])
 
 
 def test_an_up_that_fails_leaves_nothing(own_directory: Path) -> None:
