@@ -156,6 +156,14 @@ class Density:
         return self.examples / self.packs if self.packs else 0.0
 
     @property
+    def packs_at_least(self) -> int:
+        """Packs that there are for certain: of a sampled density, three standard errors below the estimate."""
+        if not self.packed or self.sampled_examples is None or self.sampled_examples >= self.examples:
+            return self.packs
+        error = 3 * self.standard_error if self.standard_error is not None else self.examples_per_pack
+        return int(self.examples / (self.examples_per_pack + error))
+
+    @property
     def efficiency(self) -> float | None:
         """Non-padding tokens as a fraction of all; None when rows have no fixed length."""
         if not self.packed or not self.max_seq_len or not self.packs:

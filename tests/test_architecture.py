@@ -54,7 +54,6 @@ HEAVY = {"torch", "torchtune", "torchao", "submitit", "datasets", "matplotlib", 
 LONG = {
     "records.py": "every record and its documentation, side by side",
     "probing/job.py": "the story on the node, from top to bottom",
-    "probing/trial.py": "a trial's config and its verdict, which belong together",
     "edits/yaml_values.py": "one algorithm",
 }
 

@@ -183,7 +183,6 @@ print(json.dumps(seen | json.loads(os.read(reading, 1000))))
 """
 
 ADOPT = [
-    pytest.param("autobatch.probing.meter.adopt_file_pages", id="madvise"),
     pytest.param("autobatch.probing.residence.touch_inherited_files", id="reading"),
 ]
 

@@ -12,14 +12,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from autobatch.probing.forkserver import Exit
-from autobatch.probing.trial import (
-    TrialSetup,
-    is_out_of_memory,
-    judge,
-    read_trial,
-    trial_config,
-    was_killed,
-)
+from autobatch.probing.trial import is_out_of_memory, judge, read_trial, was_killed
+from autobatch.probing.trial_config import TrialSetup, trial_config
 from autobatch.records import Metric, Trial, Verdict
 
 MIB = 2**20

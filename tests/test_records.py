@@ -197,3 +197,17 @@ def test_exit_codes(status: Status, code: int) -> None:
 def test_records_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         RESULT.batch_size = 8  # type: ignore[misc]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("density", "at_least"),
+    [
+        pytest.param(Density(True, 1000, 100, 1, 512, 9), 100, id="all packed"),
+        pytest.param(Density(True, 1000, 100, 1, 512, 9, 300, 0.5), 86, id="three standard errors"),
+        pytest.param(Density(True, 1000, 100, 1, 512, 9, 300, None), 50, id="error unknown"),
+        pytest.param(Density(True, 1000, 100, 1, 512, 9, 1000, 0.5), 100, id="the sample is the dataset"),
+        pytest.param(Density(False, 1000, 1000, 1, None, 9, 300), 1000, id="unpacked"),
+    ],
+)
+def test_packs_that_there_are_for_certain(density: Density, at_least: int) -> None:
+    assert density.packs_at_least == at_least

@@ -37,7 +37,8 @@ from autobatch.probing.lock import only_one
 from autobatch.probing.meter import MALLOC_ENVIRONMENT
 from autobatch.probing.search import Answer, Cap, bracket_of, next_step
 from autobatch.probing.stored import find_result
-from autobatch.probing.trial import TrialRunner, TrialSetup, judge, was_killed
+from autobatch.probing.trial import TrialRunner, judge, was_killed
+from autobatch.probing.trial_config import TrialSetup
 from autobatch.probing.versions import installed_versions
 from autobatch.probing.writeback import write_back
 from autobatch.records import (
@@ -273,7 +274,7 @@ class _Probe:
 
     def _cap(self, density: Density) -> Cap:
         # torchtune drops the last incomplete step: with fewer packs it trains zero steps and exits 0.
-        by_dataset = density.packs // self._run.gradient_accumulation_steps
+        by_dataset = density.packs_at_least // self._run.gradient_accumulation_steps
         asked = self._request.max_batch_size
         if asked is not None and asked < by_dataset:
             return Cap(asked, Limit.MAX_BATCH_SIZE)

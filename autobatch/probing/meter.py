@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from array import array
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
 from autobatch.records import Device, Metric
-
-#: /proc/pid/pagemap: 64 bits a page, of which bit 63 says that it is present (Linux, admin-guide/mm/pagemap).
-_PAGEMAP_ENTRY = 8
-_PRESENT = 1 << 63
-
-#: madvise(2), Linux 5.14: map the pages now, as reading them would.
-_MADV_POPULATE_READ = 22
 
 
 @dataclass(frozen=True)
@@ -125,41 +115,6 @@ def cpu_capacity_bytes() -> int:
     if slurm_mib.isdigit() and int(slurm_mib) > 0:
         limits.append(int(slurm_mib) * 2**20)
     return min(limits)
-
-
-def adopt_file_pages(parent: int) -> None:
-    """Make the pages of libraries that are resident in the parent resident in this process, a fork of it.
-
-    A fork begins with its parent's own memory but maps the pages of files (100 MiB and more of torch's code)
-    only as it touches them. A process that imported torch by itself has them, so a trial must have them too.
-    Does nothing where the kernel doesn't tell (proc(5): /proc/pid/pagemap), such as after a cold start.
-    """
-    page = os.sysconf("SC_PAGE_SIZE")
-    libc = ctypes.CDLL(None, use_errno=True)
-    try:
-        with Path(f"/proc/{parent}/pagemap").open("rb") as pagemap:
-            for start, end in _file_mappings(parent) & _file_mappings(os.getpid()):
-                pagemap.seek(start // page * _PAGEMAP_ENTRY)
-                entries = array("Q", pagemap.read((end - start) // page * _PAGEMAP_ENTRY))
-                present = (index for index, entry in enumerate(entries) if entry & _PRESENT)
-                for _, run in groupby(enumerate(present), key=lambda pair: pair[1] - pair[0]):
-                    indexes = [index for _, index in run]
-                    libc.madvise(
-                        ctypes.c_void_p(start + indexes[0] * page), len(indexes) * page, _MADV_POPULATE_READ
-                    )
-    except OSError:
-        return
-
-
-def _file_mappings(pid: int) -> set[tuple[int, int]]:
-    """(start, end) of the readable mappings of files, of a process."""
-    found = set()
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[1].startswith("r") and fields[4] != "0":
-            start, end = fields[0].split("-")
-            found.add((int(start, 16), int(end, 16)))
-    return found
 
 
 def oom_kills() -> int:

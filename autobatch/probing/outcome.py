@@ -137,7 +137,8 @@ def _dataset_is_the_limit(result: ProbeResult) -> str:
     density = result.density
     assert density is not None
     rows = "packs" if density.packed else "examples"
+    sampled = "by the sample, at least " if density.packs_at_least < density.packs else ""
     return (
-        f"the dataset is the limit, not the memory: {density.packs} {rows} // "
+        f"the dataset is the limit, not the memory: {sampled}{density.packs_at_least} {rows} // "
         f"{result.gradient_accumulation_steps} gradient_accumulation_steps"
     )

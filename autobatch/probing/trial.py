@@ -1,35 +1,21 @@
-"""One trial from the job's side: write its config, start its process, say what came of it."""
+"""One trial from the job's side: start its process, say what came of it."""
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autobatch.probing.components import EventFile
 from autobatch.probing.forkserver import Exit, ForkServer
 from autobatch.probing.meter import oom_kills
+from autobatch.probing.trial_config import TrialSetup, trial_config
 from autobatch.probing.worker import TrialSpec, run_recipe
 from autobatch.records import Metric, Trial, Verdict
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-#: Two successive peaks within this fraction: the peak is at rest.
-PEAK_TOLERANCE = 0.002
-
-#: A peak that still grows after so many optimizer steps has no final value to measure.
-MAX_STEPS = 8
-
-#: Micro-batches of a step. With two the gradients are accumulated; more add no memory.
-MAX_MICRO_BATCHES = 2
-
-_COMPONENTS = "autobatch.probing.components"
 
 #: Every spelling of out of memory that PyTorch, its libraries and Slurm use.
 _OUT_OF_MEMORY = re.compile(
@@ -45,41 +31,6 @@ _OUT_OF_MEMORY = re.compile(
 _CUDNN_NOT_SUPPORTED = "CUDNN_STATUS_NOT_SUPPORTED"
 #: Triton's word for a kernel that is too large for the chip, at any batch size.
 _NOT_OUT_OF_MEMORY = re.compile(r"out of resource: shared memory")
-
-
-@dataclass(frozen=True)
-class TrialSetup:
-    """What all trials of a probe share.
-
-    Attributes:
-        config: the run's config, unresolved.
-        recipe: path of the recipe file.
-        working_dir: where the config's relative paths start.
-        device: ``cuda`` or ``cpu``.
-        metric: the peak that counts.
-        target_bytes: what it may reach.
-        rows: file of stored rows.
-        held_bytes: resident memory that the whole dataset takes.
-        packed: whether they are packs.
-        min_steps: optimizer steps of a trial, at least.
-        timeout_s: after which a trial counts as hung.
-        load_weights: use the config's own checkpointers.
-        directory: where trials keep their files, `probe/` of the run.
-    """
-
-    config: DictConfig
-    recipe: Path
-    working_dir: Path
-    device: str
-    metric: Metric
-    target_bytes: int
-    rows: Path
-    held_bytes: int
-    packed: bool
-    min_steps: int
-    timeout_s: float
-    load_weights: bool
-    directory: Path
 
 
 class TrialRunner:
@@ -151,80 +102,6 @@ class TrialRunner:
             log=f"probe/trials/{log.name}",
         )
         return judge(trial, setup.metric, setup.target_bytes)
-
-
-def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
-    """The run's config with the four components swapped and the step counts cut, as YAML."""
-    from omegaconf import OmegaConf
-
-    steps = max(MAX_STEPS, setup.min_steps)
-    config = setup.config.copy()
-    accumulation = min(int(config.get("gradient_accumulation_steps") or 1), MAX_MICRO_BATCHES)
-    overrides = {
-        "batch_size": batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "epochs": 1,
-        # One more than the step counter lets happen: the recipe never gets to the end of its epoch.
-        "max_steps_per_epoch": steps + 1,
-        "log_every_n_steps": 1,
-        # When on, torchtune resets the peaks at every logged step.
-        "log_peak_memory_stats": False,
-        "resume_from_checkpoint": False,
-    }
-    # Resolved with the trial's batch size, which other values may refer to, and before the sections go,
-    # whose values they may refer to as well.
-    sections: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(config, overrides), resolve=True)  # type: ignore[assignment]
-    measuring = {"events": str(events), "device": setup.device}
-    for name, section in sections.items():
-        # One that is null stays null: recipes ask for it to know whether there is a second model.
-        if not name.endswith("checkpointer") or not isinstance(section, dict):
-            continue
-        if setup.load_weights:
-            section |= _output_of_trials(section, setup)
-            continue
-        sections[name] = {
-            "_component_": f"{_COMPONENTS}.ConstantCheckpointer",
-            "model": json.dumps(_model_of(name, sections)),
-            "dtype": sections.get("dtype"),
-            "device": setup.device,
-            "model_type": section.get("model_type"),
-        }
-    sections["metric_logger"] = {
-        "_component_": f"{_COMPONENTS}.StepCounter",
-        **measuring,
-        "metric": setup.metric.value,
-        "min_steps": setup.min_steps,
-        "max_steps": steps,
-        "tolerance": PEAK_TOLERANCE,
-    }
-    sections["dataset"] = {
-        "_component_": f"{_COMPONENTS}.StoredRows",
-        **measuring,
-        "path": str(setup.rows),
-        "rows": batch_size * accumulation * (steps + 1),
-        "held_bytes": setup.held_bytes,
-        "packed": setup.packed,
-    }
-    sections["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False}
-    return OmegaConf.to_yaml(OmegaConf.create(sections))
-
-
-def _output_of_trials(section: Mapping[str, Any], setup: TrialSetup) -> dict[str, str]:
-    """Another output_dir for a checkpointer, which makes the directory although nothing is saved.
-
-    torchtune refuses one within checkpoint_dir; there the config's own stays.
-    """
-    output = (setup.directory / "trials" / "output").resolve()
-    weights = (setup.working_dir / str(section.get("checkpoint_dir", ""))).resolve()
-    if "output_dir" not in section or weights in (output, *output.parents):
-        return {}
-    return {"output_dir": str(output)}
-
-
-def _model_of(checkpointer: str, resolved: dict[str, Any]) -> Any:
-    """The model section that a checkpointer loads: `teacher_checkpointer` goes with `teacher_model`."""
-    prefix = checkpointer.removesuffix("checkpointer")
-    return resolved.get(f"{prefix}model", resolved.get("model"))
 
 
 def read_trial(

@@ -14,7 +14,7 @@ from typing import Any
 
 from autobatch.packing.build import PackSpec, build, read_unpacked
 from autobatch.probing.components import EventFile, TrialFinished
-from autobatch.probing.meter import adopt_file_pages, find_device
+from autobatch.probing.meter import find_device
 from autobatch.probing.residence import touch_inherited_files
 from autobatch.records import to_json
 
@@ -52,7 +52,7 @@ def run_recipe(spec: TrialSpec) -> None:
     events = EventFile(spec.events)
     status = RECIPE_RAISED
     if spec.device == "cpu":
-        adopt_file_pages(os.getppid())
+        touch_inherited_files(os.getppid())
     enter_run(spec.working_dir, spec.device)
     sys.argv = [spec.recipe, "--config", spec.config]
     sys.path.append(str(Path(spec.recipe).parent))

@@ -1,0 +1,134 @@
+"""A trial's config: the run's own, with four components swapped and the step counts cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autobatch.records import Metric
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+#: Two successive peaks within this fraction: the peak is at rest.
+PEAK_TOLERANCE = 0.002
+
+#: A peak that still grows after so many optimizer steps has no final value to measure.
+MAX_STEPS = 8
+
+#: Micro-batches of a step. With two the gradients are accumulated; more add no memory.
+MAX_MICRO_BATCHES = 2
+
+_COMPONENTS = "autobatch.probing.components"
+
+
+@dataclass(frozen=True)
+class TrialSetup:
+    """What all trials of a probe share.
+
+    Attributes:
+        config: the run's config, unresolved.
+        recipe: path of the recipe file.
+        working_dir: where the config's relative paths start.
+        device: ``cuda`` or ``cpu``.
+        metric: the peak that counts.
+        target_bytes: what it may reach.
+        rows: file of stored rows.
+        held_bytes: resident memory that the whole dataset takes.
+        packed: whether they are packs.
+        min_steps: optimizer steps of a trial, at least.
+        timeout_s: after which a trial counts as hung.
+        load_weights: use the config's own checkpointers.
+        directory: where trials keep their files, `probe/` of the run.
+    """
+
+    config: DictConfig
+    recipe: Path
+    working_dir: Path
+    device: str
+    metric: Metric
+    target_bytes: int
+    rows: Path
+    held_bytes: int
+    packed: bool
+    min_steps: int
+    timeout_s: float
+    load_weights: bool
+    directory: Path
+
+
+def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
+    """The run's config with the four components swapped and the step counts cut, as YAML."""
+    from omegaconf import OmegaConf
+
+    steps = max(MAX_STEPS, setup.min_steps)
+    config = setup.config.copy()
+    accumulation = min(int(config.get("gradient_accumulation_steps") or 1), MAX_MICRO_BATCHES)
+    overrides = {
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "epochs": 1,
+        # One more than the step counter lets happen: the recipe never gets to the end of its epoch.
+        "max_steps_per_epoch": steps + 1,
+        "log_every_n_steps": 1,
+        # When on, torchtune resets the peaks at every logged step.
+        "log_peak_memory_stats": False,
+        "resume_from_checkpoint": False,
+    }
+    # Resolved with the trial's batch size, which other values may refer to, and before the sections go,
+    # whose values they may refer to as well.
+    sections: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(config, overrides), resolve=True)  # type: ignore[assignment]
+    measuring = {"events": str(events), "device": setup.device}
+    for name, section in sections.items():
+        # One that is null stays null: recipes ask for it to know whether there is a second model.
+        if not name.endswith("checkpointer") or not isinstance(section, dict):
+            continue
+        if setup.load_weights:
+            section |= _output_of_trials(section, setup)
+            continue
+        sections[name] = {
+            "_component_": f"{_COMPONENTS}.ConstantCheckpointer",
+            "model": json.dumps(_model_of(name, sections)),
+            "dtype": sections.get("dtype"),
+            "device": setup.device,
+            "model_type": section.get("model_type"),
+        }
+    sections["metric_logger"] = {
+        "_component_": f"{_COMPONENTS}.StepCounter",
+        **measuring,
+        "metric": setup.metric.value,
+        "min_steps": setup.min_steps,
+        "max_steps": steps,
+        "tolerance": PEAK_TOLERANCE,
+    }
+    sections["dataset"] = {
+        "_component_": f"{_COMPONENTS}.StoredRows",
+        **measuring,
+        "path": str(setup.rows),
+        "rows": batch_size * accumulation * (steps + 1),
+        "held_bytes": setup.held_bytes,
+        "packed": setup.packed,
+    }
+    sections["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False}
+    return OmegaConf.to_yaml(OmegaConf.create(sections))
+
+
+def _output_of_trials(section: Mapping[str, Any], setup: TrialSetup) -> dict[str, str]:
+    """Another output_dir for a checkpointer, which makes the directory although nothing is saved.
+
+    torchtune refuses one within checkpoint_dir; there the config's own stays.
+    """
+    output = (setup.directory / "trials" / "output").resolve()
+    weights = (setup.working_dir / str(section.get("checkpoint_dir", ""))).resolve()
+    if "output_dir" not in section or weights in (output, *output.parents):
+        return {}
+    return {"output_dir": str(output)}
+
+
+def _model_of(checkpointer: str, resolved: dict[str, Any]) -> Any:
+    """The model section that a checkpointer loads: `teacher_checkpointer` goes with `teacher_model`."""
+    prefix = checkpointer.removesuffix("checkpointer")
+    return resolved.get(f"{prefix}model", resolved.get("model"))
