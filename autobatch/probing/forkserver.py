@@ -16,7 +16,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -181,7 +180,7 @@ def _child(target: Callable[..., None], arguments: tuple[Any, ...], log: str, fo
     os.dup2(descriptor, 2)
     os.close(descriptor)
     if forked and _cuda_is_initialised():
-        sys.exit(CUDA_INHERITED)
+        os._exit(CUDA_INHERITED)
     # The server's alone: training asks the driver, and so must the trial.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     target(*arguments)
