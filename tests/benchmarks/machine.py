@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from autobatch.probing.meter import find_device
@@ -31,7 +30,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def cold_start_seconds(repeats: int = 3) -> float:
-    """Median time of a Python process that imports what torchtune's LoRA recipe imports, and ends."""
+    """Shortest time of a Python process that imports what torchtune's LoRA recipe imports, and ends."""
     recipe = registered_recipes()["lora_finetune_single_device"].path
     code = f"import runpy; runpy.run_path({str(recipe)!r}, run_name='recipe')"
     seconds = []
@@ -39,7 +38,7 @@ def cold_start_seconds(repeats: int = 3) -> float:
         began = time.monotonic()
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         seconds.append(time.monotonic() - began)
-    return median(seconds)
+    return min(seconds)
 
 
 def write_json(value: Any, path: Path) -> None:
