@@ -11,6 +11,7 @@ import pytest
 from autobatch.errors import UsageError
 from autobatch.launch.resources import Resources, resolve_resources
 from autobatch.runs.settings import Profile, find_profile, parse_minutes, user_directory
+from tests.conftest import MakeRun
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -73,7 +74,7 @@ def test_sbatch_script(
     header: dict[str, str],
     device: str,
     profiles: Path,
-    laid_out: Path,
+    make_run: MakeRun,
     request: pytest.FixtureRequest,
 ) -> None:
     pytest.importorskip("submitit")
@@ -81,21 +82,24 @@ def test_sbatch_script(
     from autobatch.records import ProbeRequest
     from autobatch.runs.directory import read_run
 
-    run = read_run(laid_out / "run1", ProbeRequest(str(laid_out / "run1")))
+    directory = make_run()
+    run = read_run(directory, ProbeRequest(str(directory)))
 
     script = sbatch_script(run, resources(flags, profile, header, device, profiles), after=None)
 
+    assert not (directory / "probe").exists()
     script = script.replace(str(run.path), "RUN").replace(sys.executable, "PYTHON")
     script = re.sub(r"\S*/bin/python3?\S*", "PYTHON", script)
     assert script == (GOLDEN / f"{request.node.callspec.id}.sbatch").read_text()
 
 
-def test_after_another_job(laid_out: Path) -> None:
+def test_after_another_job(make_run: MakeRun) -> None:
     from autobatch.launch.slurm import sbatch_script
     from autobatch.records import ProbeRequest
     from autobatch.runs.directory import read_run
 
-    run = read_run(laid_out / "run1", ProbeRequest(str(laid_out / "run1")))
+    directory = make_run()
+    run = read_run(directory, ProbeRequest(str(directory)))
 
     lines = sbatch_script(run, resolve_resources({}, Profile(), {}, device="cpu"), after="17").splitlines()
 

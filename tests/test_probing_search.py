@@ -82,7 +82,7 @@ def line(answer: int, fixed: float = 150) -> Curve:
         pytest.param(
             lambda b: (300 + b if b <= 12 else 800 + b) * MB,
             280 * MB,
-            [1, 20, 15, 8, 13, 10, 11, 12],
+            [1, 20, 15, 8, 11, 13, 12],
             id="step",
         ),
         pytest.param(

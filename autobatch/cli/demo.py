@@ -17,7 +17,7 @@ _EPILOG = """\
 example:
   $ autobatch demo demo-run
   ...
-  batch_size 9 (peak 1.0 GiB, 66.5 % of 1.5 GiB); batch_size 10 would take 70.6 %
+  batch_size 9 (peak 1.01 GiB, 67.5 % of 1.50 GiB); batch_size 10 would take 71.5 %
 """
 
 

@@ -32,9 +32,9 @@ exit codes:
   3  the recipe crashed or hung; no file was changed
 
 example:
-  $ autobatch probe demo-run/run1 --capacity 3GiB
+  $ autobatch probe demo-run/run1 --capacity 1.5GiB
   ...
-  batch_size 12 (peak 2.0 GiB, 68.2 % of 3.0 GiB); batch_size 13 would take 71.9 %
+  batch_size 9 (peak 1.01 GiB, 67.5 % of 1.50 GiB); batch_size 10 would take 71.5 %
 """
 
 

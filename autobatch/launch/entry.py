@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from autobatch.errors import AutobatchError, JobError
@@ -17,6 +18,9 @@ SIGNAL_DELAY_S = 30
 
 #: Longer than partitions give a preempted job to end (GraceTime).
 _GRACE_S = 600.0
+
+#: How much too early Slurm may warn of the time limit, and some.
+_EARLY_S = 65.0
 
 
 def probe_job(
@@ -43,8 +47,10 @@ def probe_job(
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    deadline = _deadline()
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         signal.signal(signal.SIGTERM, _await_the_end)
+        _requeue_only_when_preempted(deadline)
     asked = from_json(ProbeRequest, request)
     run_dir = Path(asked.run_dir)
     if not run_dir.is_dir():
@@ -54,7 +60,7 @@ def probe_job(
         )
     tell = EventLog(run_dir / "probe" / EVENTS, attempt)
     try:
-        result = run_probe(asked, tell, deadline=_deadline())
+        result = run_probe(asked, tell, deadline=deadline)
     except AutobatchError as error:
         tell(Failed(str(error), error.exit_code))
         raise
@@ -80,16 +86,8 @@ class ProbeJob:
         return probe_job(self._request, self._attempt, {})
 
     def checkpoint(self) -> Any:
-        """What submitit runs when the job starts again: the same; the journal knows how far it got.
-
-        None at the job's time limit, which submitit takes for a reason not to requeue: a job that needs longer
-        would be requeued for ever.
-        """
+        """What submitit runs when the job starts again: the same; the journal knows how far it got."""
         from submitit.helpers import DelayedSubmission
-
-        deadline = _deadline()
-        if deadline is not None and time.time() > deadline - 1:
-            return None
 
         return DelayedSubmission(self)
 
@@ -102,6 +100,23 @@ def _await_the_end(*_: object) -> None:
     """
     time.sleep(_GRACE_S)
     raise JobError("the job was told to end (SIGTERM) and wasn't killed")
+
+
+def _requeue_only_when_preempted(deadline: float | None) -> None:
+    """Let submitit requeue the job on its signal, but not when that only warns of the time limit.
+
+    There the search ends by itself and says how far it got; a job that needs longer than its limit would be
+    requeued for ever. Slurm sends the warning up to a minute too early (sbatch(1), --signal).
+    """
+    requeue = signal.getsignal(signal.SIGUSR2)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if deadline is not None and time.time() > deadline - _EARLY_S:
+            return
+        if callable(requeue):
+            requeue(number, frame)
+
+    signal.signal(signal.SIGUSR2, on_signal)
 
 
 def _deadline() -> float | None:

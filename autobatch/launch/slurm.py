@@ -50,6 +50,7 @@ class SlurmJob:
         self.attempt = uuid.uuid4().hex
         self.events = run.path / "probe" / EVENTS
         executor = _executor(run, resources, after)
+        executor.folder.mkdir(parents=True, exist_ok=True)
         try:
             job = executor.submit(ProbeJob(to_json(request), self.attempt))
         except Exception as error:
@@ -158,9 +159,7 @@ def _executor(run: RunDirectory, resources: Resources, after: str | None) -> Any
 
     from autobatch.launch.entry import SIGNAL_DELAY_S
 
-    folder = run.path / "probe" / "job"
-    folder.mkdir(parents=True, exist_ok=True)
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=_MAX_REQUEUES)
+    executor = submitit.SlurmExecutor(folder=run.path / "probe" / "job", max_num_timeout=_MAX_REQUEUES)
     additional = dict(resources.options)
     if after is not None:
         additional |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
