@@ -14,13 +14,13 @@ from autobatch.errors import AutobatchError, JobError
 from autobatch.records import ProbeRequest, from_json, to_json
 
 #: Seconds before the time limit at which Slurm warns a job with a signal, on which submitit requeues it.
-SIGNAL_DELAY_S = 30
+SIGNAL_DELAY_S = 15
 
 #: Longer than partitions give a preempted job to end (GraceTime).
 _GRACE_S = 600.0
 
 #: How much too early Slurm may warn of the time limit, and some.
-_EARLY_S = 65.0
+_EARLY_S = 80.0
 
 
 def probe_job(
