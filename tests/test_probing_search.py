@@ -174,6 +174,16 @@ def test_noise_costs_few_trials(answer: int) -> None:
     assert max(trials) <= 8
 
 
+@pytest.mark.parametrize("noise", [-0.4, 0.0, 0.4])
+def test_three_sizes_on_one_level_say_nothing_of_larger_ones(noise: float) -> None:
+    curve = {1: 300.0, 2: 300.2, 8: 300.3 + noise}
+
+    outcome = search(lambda b: curve.get(b, 300 if b <= 12 else 1800) * MB, before=None)
+
+    assert outcome.answer == 12
+    assert outcome.sizes[:4] == [1, 2, 8, 32]
+
+
 @st.composite
 def rising_curves(draw: st.DrawFn) -> tuple[Curve, float]:
     """Any curve that doesn't fall: a start, and steps of any size at any place."""

@@ -201,10 +201,13 @@ def _ray(trials: Sequence[Trial], point: tuple[int, int], target_bytes: int) -> 
 
 
 def _confirmed(points: Sequence[tuple[int, int]], target_bytes: int) -> bool:
-    """Whether the largest of three points lies on the line through the two before it."""
+    """Whether the largest of three points, clear of noise, lies on the line through the two before it."""
     if len(points) < 3:
         return False
     (b1, p1), (b2, p2), (b3, p3) = points[-3:]
+    if p3 - p1 < _SIGNAL * target_bytes:
+        # All three on one level: noise alone sets the slope, and with it how far the line reaches.
+        return False
     predicted = p2 + (p2 - p1) / (b2 - b1) * (b3 - b2)
     return abs(predicted - p3) <= _CONFIRMED * target_bytes
 
