@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "launch": {"edits", "probing", "runs"},
     "probing": {"edits", "packing", "runs"},
     "packing": set(),
+    "metrics": {"edits", "runs"},
     "report": set(),
     "demo": set(),
     "edits": set(),
@@ -41,6 +42,7 @@ NEVER = {
     "probing": {"submitit"},
     "packing": {"submitit"},
     "launch": {"torch", "torchtune"},
+    "metrics": {"torch", "torchtune", "submitit"},
     "report": {"torch", "torchtune", "submitit"},
     "demo": {"submitit"},
 }

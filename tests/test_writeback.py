@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from autobatch.edits.plan_values import PerRun, Stated
-from autobatch.probing.writeback import model_label, plan_bullets, plan_row
+from autobatch.probing.writeback import plan_bullets, plan_row
 from autobatch.records import Density, Device, Fit, Metric, ProbeRequest, ProbeResult, Status
+from autobatch.runs.model_name import model_label
 
 GIB = 2**30
 DENSITY = Density(packed=True, examples=8000, packs=108, tokens=219_414, max_seq_len=2048, longest_example=66)

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the report, and return the probe's exit code."""
-    from autobatch.probing.stored import load_result
     from autobatch.report.table import report_lines
+    from autobatch.runs.results import load_result
 
     result = load_result(Path(arguments.run) / "probe" / "result.json")
     if arguments.json:

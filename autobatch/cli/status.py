@@ -35,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a line a run."""
-    from autobatch.launch.watch import find_runs, status_of
+    from autobatch.launch.watch import status_of
     from autobatch.report.table import text_table
+    from autobatch.runs.experiment import find_runs
 
     runs = find_runs(Path(arguments.path))
     if not runs:

@@ -12,8 +12,8 @@ from autobatch.launch.slurm import ALIVE, cancel_job, job_state
 from autobatch.launch.submission import JOB_NOTE
 from autobatch.probing.events import EVENTS, EventReader, TrialBegan, TrialEnded
 from autobatch.probing.lock import is_held
-from autobatch.probing.stored import find_result
 from autobatch.records import Status
+from autobatch.runs.results import find_result
 
 RESULT = "result.json"
 
@@ -37,13 +37,6 @@ class ProbeStatus:
     job_id: str | None = None
     cluster: str | None = None
     slurm_state: str | None = None
-
-
-def find_runs(path: Path) -> list[Path]:
-    """The run directories at `path`: itself, or those directly below it."""
-    if (path / "finetune.yaml").is_file():
-        return [path]
-    return sorted(config.parent for config in path.glob("*/finetune.yaml"))
 
 
 def status_of(run: Path) -> ProbeStatus:

@@ -36,7 +36,6 @@ from autobatch.probing.journal import Decision, Journal
 from autobatch.probing.lock import only_one
 from autobatch.probing.meter import MALLOC_ENVIRONMENT
 from autobatch.probing.search import Answer, Cap, bracket_of, next_step
-from autobatch.probing.stored import find_result
 from autobatch.probing.trial import TrialRunner, judge, was_killed
 from autobatch.probing.trial_config import TrialSetup
 from autobatch.probing.versions import installed_versions
@@ -54,6 +53,7 @@ from autobatch.records import (
 )
 from autobatch.runs.directory import RunDirectory, read_run
 from autobatch.runs.fingerprint import data_signature
+from autobatch.runs.results import find_result
 
 RESULT = "result.json"
 JOURNAL = "trials.jsonl"

@@ -12,9 +12,9 @@ from pathlib import Path
 from autobatch.errors import UsageError
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.identity import device_of, run_fingerprint
-from autobatch.probing.stored import load_result
 from autobatch.records import ProbeResult, Status
 from autobatch.runs.directory import RunDirectory, read_run
+from autobatch.runs.results import load_result
 from autobatch.units import format_bytes
 
 #: Cards of one model differ by a few MiB in what the driver leaves.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from autobatch.edits.files import Change, edit_file
 from autobatch.edits.plan_markdown import set_plan_configuration, set_plan_row
@@ -15,6 +13,7 @@ from autobatch.errors import EditError
 from autobatch.probing.events import Event, Wrote
 from autobatch.records import Density, PackingMode, ProbeResult
 from autobatch.runs.directory import RunDirectory
+from autobatch.runs.model_name import model_label
 from autobatch.units import format_bytes, format_percent
 
 
@@ -113,16 +112,6 @@ def plan_bullets(run: str, result: ProbeResult) -> dict[str, BulletValue]:
             run, f"{accumulation} (effective batch size: {effective} sequences{examples})"
         ),
     }
-
-
-def model_label(model: Any) -> str:
-    """``1B`` of a component such as ``lora_llama3_2_1b``, ``0.5B`` of ``qwen2_5_0_5b``; else its name."""
-    component = str(model.get("_component_", "")) if isinstance(model, Mapping) else ""
-    name = component.rpartition(".")[2]
-    # In llama3_2_1b the 2 is the version's, in qwen2_1_5b the 1 is the size's.
-    without_version = re.sub(r"llama3_[123]_|qwen2_5_", "", name)
-    size = re.search(r"(?:^|_)(\d+(?:_\d+)?)b(?:_|$)", without_version)
-    return name if size is None else size.group(1).replace("_", ".") + "B"
 
 
 def _density_text(density: Density) -> str:
