@@ -1,0 +1,212 @@
+"""What a card's kernels would keep where the CPU's keep something else.
+
+The recipe runs on fake CPU tensors: fake CUDA tensors can't run backward where there is no card. Nearly every
+operation keeps the same tensors on both. These don't, and are replaced by functions that keep what CUDA's do:
+
+| operation | on CUDA | source |
+|---|---|---|
+| attention, packed | flex attention: q, k, v, output, one fp32 number a row; a block mask | torch/_higher_order_ops/flex_attention.py |
+| attention, causal, bf16 | flash: the same; backward has an fp32 copy of the query's gradient | flash_attn/flash_api.cpp, mha_bwd |
+| attention, causal, fp32 | memory-efficient: the same as flex | transformers/cuda/attention_backward.cu |
+| attention, dense mask | memory-efficient with the mask as an additive bias of the query's dtype | transformers/attention.cpp |
+| rms_norm, one dtype | one fused kernel: input, weight, one fp32 number a row | native/layer_norm.cpp |
+| dropout | one byte an element | native/Dropout.cpp, is_fused_kernel_acceptable |
+
+On CPU only the packed mask is replaced, whose size torchtune computes from values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from autobatch.estimate.tracker import current_tracker
+
+#: Rows and columns of a block of flex attention's mask (torch/nn/attention/flex_attention.py).
+_BLOCK = 128
+
+
+@contextmanager
+def cpu_path() -> Iterator[None]:
+    """The CPU's own kernels."""
+    with _packed_mask(_dense_mask), _assigned_nf4_weights(), _Replacing(_ON_BOTH):
+        yield
+
+
+@contextmanager
+def cuda_path() -> Iterator[None]:
+    """What CUDA's kernels keep."""
+    with _packed_mask(_block_mask), _assigned_nf4_weights(), _Replacing(_ON_BOTH | _ON_CUDA):
+        yield
+
+
+class _Replacing(TorchFunctionMode):
+    """Calls other functions in place of some of PyTorch's."""
+
+    def __init__(self, replacements: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self._replacements = replacements
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._replacements.get(func, func)(*args, **(kwargs or {}))
+
+
+def _tensor(data: Any, **keywords: Any) -> torch.Tensor:
+    """`torch.tensor`, which would read the values of tensors in a list; scaled RoPE makes such lists.
+
+    Unpacked rows are lists too, and like packed ones they don't count.
+    """
+    if not isinstance(data, (list, tuple)):
+        return torch.tensor(data, **keywords)
+    if any(isinstance(item, torch.Tensor) for item in data):
+        data = [0.0] * len(data)
+    with current_tracker().ignoring():
+        return torch.tensor(data, **keywords)
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    bias = None
+    flash = attn_mask is None and query.dtype is not torch.float32
+    if attn_mask is not None and attn_mask.stride(-1) != 0:
+        bias = torch.zeros_like(attn_mask, dtype=query.dtype)
+    result: torch.Tensor = _Attention.apply(query, key, value, bias, flash)
+    return result
+
+
+class _Attention(torch.autograd.Function):
+    """Any of CUDA's attention kernels that never make the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, bias: Any, flash: bool) -> Any:  # type: ignore[override]
+        # In the query's order of memory, as every one of those kernels does.
+        output = torch.empty_like(query)
+        log_sum_exp = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, log_sum_exp, bias)
+        ctx.flash = flash
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override]
+        query, key, value, _, log_sum_exp, _ = ctx.saved_tensors
+        delta = torch.empty_like(log_sum_exp)
+        accumulator = torch.empty_like(query, dtype=torch.float32) if ctx.flash else None
+        gradients = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
+        del delta, accumulator
+        return (*gradients, None, None)
+
+
+def _rms_norm(
+    input: torch.Tensor,
+    normalized_shape: Any,
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    mixed = weight is not None and weight.dtype != input.dtype
+    if mixed or not hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
+        return F.rms_norm(input, normalized_shape, weight, eps)
+    result: torch.Tensor = _FusedRmsNorm.apply(input, weight)
+    return result
+
+
+class _FusedRmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Any, weight: Any) -> Any:  # type: ignore[override]
+        ctx.save_for_backward(input, weight, input.new_empty((*input.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(input)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override]
+        input, weight, _ = ctx.saved_tensors
+        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        return torch.empty_like(input), of_weight
+
+
+def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    if not training or p == 0.0:
+        return F.dropout(input, p, training, inplace)
+    result: torch.Tensor = torch.native_dropout(input, p, True)[0]
+    return result
+
+
+_ON_BOTH: dict[Any, Callable[..., Any]] = {torch.tensor: _tensor}
+
+_ON_CUDA: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: _attention,
+    F.rms_norm: _rms_norm,
+    F.dropout: _dropout,
+}
+
+
+@contextmanager
+def _packed_mask(make: Callable[[Any], torch.Tensor]) -> Iterator[None]:
+    """torchtune's mask of a packed batch, made by `make` instead."""
+    import torchtune.data._collate as collate
+
+    original = collate.packed_block_causal_mask
+    collate.packed_block_causal_mask = lambda seq_lens: make(seq_lens)
+    try:
+        yield
+    finally:
+        collate.packed_block_causal_mask = original
+
+
+@contextmanager
+def _assigned_nf4_weights() -> Iterator[None]:
+    """torchtune's frozen NF4 layers with their weight assigned, not swapped: fake tensors have weak references.
+
+    `torch.utils.swap_tensors` refuses a tensor that has any.
+    """
+    from torch import nn
+    from torchtune.modules.low_precision import FrozenNF4Linear, nf4_linear
+
+    original = FrozenNF4Linear.__init__
+
+    def initialise(
+        self: Any, in_dim: int, out_dim: int, bias: bool = False, device: Any = None, dtype: Any = None, **how: Any
+    ) -> None:
+        nn.Linear.__init__(self, in_dim, out_dim, bias=bias, device=device, dtype=dtype)
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        weight = nf4_linear.to_nf4(self.weight.requires_grad_(False), **how)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    FrozenNF4Linear.__init__ = initialise
+    try:
+        yield
+    finally:
+        FrozenNF4Linear.__init__ = original
+
+
+def _dense_mask(seq_lens: Any) -> torch.Tensor:
+    rows, tokens = len(seq_lens), len(seq_lens[0])
+    return torch.ones(rows, tokens, tokens, dtype=torch.bool)
+
+
+def _block_mask(seq_lens: Any) -> torch.Tensor:
+    """A mask that takes the memory of a block mask: how many blocks, and which, for rows and for columns.
+
+    Looks dense to the model; strides of zero say that it isn't. `create_block_mask` evaluates the causal and the
+    document mask densely, and their conjunction.
+    """
+    rows, tokens = len(seq_lens), len(seq_lens[0])
+    of_a_token = torch.ones(rows, tokens, dtype=torch.long)
+    dense = _dense_mask(seq_lens) & _dense_mask(seq_lens)
+    del dense
+    blocks = -(-tokens // _BLOCK)
+    numbers = 4 * rows * (blocks + blocks * blocks)
+    mask = torch.ones(4 * numbers + 8 * of_a_token.numel(), dtype=torch.bool)
+    return mask.as_strided((rows, tokens, tokens), (0, 0, 0))
