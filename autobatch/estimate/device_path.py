@@ -17,43 +17,74 @@ On CPU only the packed mask is replaced, whose size torchtune computes from valu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from autobatch.estimate.tracker import current_tracker
 
 #: Rows and columns of a block of flex attention's mask (torch/nn/attention/flex_attention.py).
 _BLOCK = 128
 
+_PACKED_MASK = "packed_block_causal_mask"
+
+_make_tensor = torch.tensor
+_composite_rms_norm = F.rms_norm
+_plain_dropout = F.dropout
+
 
 @contextmanager
 def cpu_path() -> Iterator[None]:
     """The CPU's own kernels."""
-    with _packed_mask(_dense_mask), _assigned_nf4_weights(), _Replacing(_ON_BOTH):
+    with ExitStack() as stack:
+        for owner, name, replacement in (*_on_both(), (_collate(), _PACKED_MASK, _dense_mask)):
+            stack.enter_context(_replaced(owner, name, replacement))
         yield
 
 
 @contextmanager
 def cuda_path() -> Iterator[None]:
     """What CUDA's kernels keep."""
-    with _packed_mask(_block_mask), _assigned_nf4_weights(), _Replacing(_ON_BOTH | _ON_CUDA):
+    on_cuda = (
+        (_collate(), _PACKED_MASK, _block_mask),
+        (F, "scaled_dot_product_attention", _attention),
+        (F, "rms_norm", _rms_norm),
+        (F, "dropout", _dropout),
+    )
+    with ExitStack() as stack:
+        for owner, name, replacement in (*_on_both(), *on_cuda):
+            stack.enter_context(_replaced(owner, name, replacement))
         yield
 
 
-class _Replacing(TorchFunctionMode):
-    """Calls other functions in place of some of PyTorch's."""
+def _on_both() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
+    from torchtune.modules.low_precision import FrozenNF4Linear
 
-    def __init__(self, replacements: Mapping[Any, Callable[..., Any]]) -> None:
-        super().__init__()
-        self._replacements = replacements
+    return (torch, "tensor", _tensor), (FrozenNF4Linear, "__init__", _init_frozen_nf4)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._replacements.get(func, func)(*args, **(kwargs or {}))
+
+def _collate() -> Any:
+    import torchtune.data._collate as collate
+
+    return collate
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
+    """Another function under the name by which it is called.
+
+    Not a `TorchFunctionMode`: those are off inside the autograd engine, where checkpointing computes activations
+    once more.
+    """
+    original = getattr(owner, name)
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
 
 
 def _tensor(data: Any, **keywords: Any) -> torch.Tensor:
@@ -62,11 +93,11 @@ def _tensor(data: Any, **keywords: Any) -> torch.Tensor:
     Unpacked rows are lists too, and like packed ones they don't count.
     """
     if not isinstance(data, (list, tuple)):
-        return torch.tensor(data, **keywords)
+        return _make_tensor(data, **keywords)
     if any(isinstance(item, torch.Tensor) for item in data):
         data = [0.0] * len(data)
     with current_tracker().ignoring():
-        return torch.tensor(data, **keywords)
+        return _make_tensor(data, **keywords)
 
 
 def _attention(
@@ -117,7 +148,7 @@ def _rms_norm(
 ) -> torch.Tensor:
     mixed = weight is not None and weight.dtype != input.dtype
     if mixed or not hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
-        return F.rms_norm(input, normalized_shape, weight, eps)
+        return _composite_rms_norm(input, normalized_shape, weight, eps)
     result: torch.Tensor = _FusedRmsNorm.apply(input, weight)
     return result
 
@@ -137,58 +168,26 @@ class _FusedRmsNorm(torch.autograd.Function):
 
 def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     if not training or p == 0.0:
-        return F.dropout(input, p, training, inplace)
+        return _plain_dropout(input, p, training, inplace)
     result: torch.Tensor = torch.native_dropout(input, p, True)[0]
     return result
 
 
-_ON_BOTH: dict[Any, Callable[..., Any]] = {torch.tensor: _tensor}
+def _init_frozen_nf4(
+    self: Any, in_dim: int, out_dim: int, bias: bool = False, device: Any = None, dtype: Any = None, **how: Any
+) -> None:
+    """torchtune's frozen NF4 layer with its weight assigned instead of swapped.
 
-_ON_CUDA: dict[Any, Callable[..., Any]] = {
-    F.scaled_dot_product_attention: _attention,
-    F.rms_norm: _rms_norm,
-    F.dropout: _dropout,
-}
-
-
-@contextmanager
-def _packed_mask(make: Callable[[Any], torch.Tensor]) -> Iterator[None]:
-    """torchtune's mask of a packed batch, made by `make` instead."""
-    import torchtune.data._collate as collate
-
-    original = collate.packed_block_causal_mask
-    collate.packed_block_causal_mask = lambda seq_lens: make(seq_lens)
-    try:
-        yield
-    finally:
-        collate.packed_block_causal_mask = original
-
-
-@contextmanager
-def _assigned_nf4_weights() -> Iterator[None]:
-    """torchtune's frozen NF4 layers with their weight assigned, not swapped: fake tensors have weak references.
-
-    `torch.utils.swap_tensors` refuses a tensor that has any.
+    `torch.utils.swap_tensors` refuses tensors that have weak references, as fake ones do.
     """
     from torch import nn
-    from torchtune.modules.low_precision import FrozenNF4Linear, nf4_linear
+    from torchtune.modules.low_precision import nf4_linear
 
-    original = FrozenNF4Linear.__init__
-
-    def initialise(
-        self: Any, in_dim: int, out_dim: int, bias: bool = False, device: Any = None, dtype: Any = None, **how: Any
-    ) -> None:
-        nn.Linear.__init__(self, in_dim, out_dim, bias=bias, device=device, dtype=dtype)
-        if self.bias is not None:
-            self.bias.requires_grad_(False)
-        weight = nf4_linear.to_nf4(self.weight.requires_grad_(False), **how)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-
-    FrozenNF4Linear.__init__ = initialise
-    try:
-        yield
-    finally:
-        FrozenNF4Linear.__init__ = original
+    nn.Linear.__init__(self, in_dim, out_dim, bias=bias, device=device, dtype=dtype)
+    if self.bias is not None:
+        self.bias.requires_grad_(False)
+    weight = nf4_linear.to_nf4(self.weight.requires_grad_(False), **how)
+    self.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def _dense_mask(seq_lens: Any) -> torch.Tensor:

@@ -64,8 +64,10 @@ def _record(spec: TraceSpec) -> dict[str, object]:
 
     tracker = Tracker()
     began = time.monotonic()
+    # Garbage is collected between steps alone, so that two batch sizes give one order of events; what the
+    # imports left isn't looked through again.
     gc.collect()
-    # Garbage is collected between steps alone, so that two batch sizes give one order of events.
+    gc.freeze()
     gc.disable()
     with cuda_path() if spec.cuda else cpu_path(), FakeTensorMode(allow_non_fake_inputs=True), tracker:
         try:
