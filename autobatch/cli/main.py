@@ -13,6 +13,7 @@ from autobatch.errors import AutobatchError
 #: name -> what it does. Each is a module of this package with `add_arguments(parser)` and `run(arguments)`;
 #: only the one that is called is imported.
 COMMANDS = {
+    "estimate": "predict the peak memory of a run before any GPU is asked for",
     "probe": "measure the largest batch_size of a run and write it into its files",
     "verify": "check that a run's probe still holds, as the first line of its training job",
     "status": "show how far the probes of a run or an experiment are",

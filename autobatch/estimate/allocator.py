@@ -98,7 +98,7 @@ class CachingAllocator:
         insort(block.pool, (block.size, block.order, block))
 
     def _best_fit(self, pool: list[tuple[int, tuple[int, int], _Block]], size: int) -> _Block | None:
-        index = bisect_left(pool, (size,))  # type: ignore[arg-type]  # a shorter tuple sorts before its longer ones
+        index = bisect_left(pool, (size,))
         return pool.pop(index)[2] if index < len(pool) else None
 
     def _new_segment(self, pool: list[tuple[int, tuple[int, int], _Block]], size: int) -> _Block:
@@ -107,4 +107,4 @@ class CachingAllocator:
         return _Block(size, (self._segments, 0), pool)
 
     def _remove(self, block: _Block) -> None:
-        del block.pool[bisect_left(block.pool, (block.size, block.order))]  # type: ignore[arg-type]
+        del block.pool[bisect_left(block.pool, (block.size, block.order))]

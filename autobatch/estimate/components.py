@@ -77,12 +77,12 @@ class SyntheticRows:
             names = ("tokens", "labels", "input_pos", "seq_lens")
             with tracker.ignoring():
                 return {name: torch.ones(self._max_seq_len, dtype=torch.long) for name in names}
-        names = (
+        columns = (
             ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")
             if self._pairs
             else ("tokens", "labels")
         )
-        return {name: [1] * self._max_seq_len for name in names}
+        return {name: [1] * self._max_seq_len for name in columns}
 
 
 class NoTokenizer:

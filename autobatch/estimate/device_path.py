@@ -3,14 +3,17 @@
 The recipe runs on fake CPU tensors: fake CUDA tensors can't run backward where there is no card. Nearly every
 operation keeps the same tensors on both. These don't, and are replaced by functions that keep what CUDA's do:
 
-| operation | on CUDA | source |
-|---|---|---|
-| attention, packed | flex attention: q, k, v, output, one fp32 number a row; a block mask | torch/_higher_order_ops/flex_attention.py |
-| attention, causal, bf16 | flash: the same; backward has an fp32 copy of the query's gradient | flash_attn/flash_api.cpp, mha_bwd |
-| attention, causal, fp32 | memory-efficient: the same as flex | transformers/cuda/attention_backward.cu |
-| attention, dense mask | memory-efficient with the mask as an additive bias of the query's dtype | transformers/attention.cpp |
-| rms_norm, one dtype | one fused kernel: input, weight, one fp32 number a row | native/layer_norm.cpp |
-| dropout | one byte an element | native/Dropout.cpp, is_fused_kernel_acceptable |
+| operation                | on CUDA                                                           | source  |
+|--------------------------|-------------------------------------------------------------------|---------|
+| attention, packed        | flex: q, k, v, output, a fp32 number a row; a block mask          | [1]     |
+| attention, causal, bf16  | flash: the same; in backward a fp32 gradient of the query         | [2]     |
+| attention, causal, fp32  | memory-efficient: as flex                                         | [3]     |
+| attention, dense mask    | memory-efficient: the mask too, as a bias of the query's dtype    | [3]     |
+| rms_norm, all one dtype  | one fused kernel: input, weight, a fp32 number a row              | [4]     |
+| dropout                  | a byte an element                                                 | [5]     |
+
+[1] torch/_inductor/kernel/flex, torch/nn/attention/flex_attention.py  [2] flash_attn/flash_api.cpp, mha_bwd
+[3] native/transformers/attention.cpp  [4] native/layer_norm.cpp, rms_norm  [5] native/Dropout.cpp
 
 On CPU only the packed mask is replaced, whose size torchtune computes from values.
 """
@@ -24,6 +27,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from autobatch.estimate.offloading import Offloading
 from autobatch.estimate.tracker import current_tracker
 
 #: Rows and columns of a block of flex attention's mask (torch/nn/attention/flex_attention.py).
@@ -46,14 +50,18 @@ def cpu_path() -> Iterator[None]:
 
 
 @contextmanager
-def cuda_path() -> Iterator[None]:
-    """What CUDA's kernels keep."""
-    on_cuda = (
+def cuda_path(*, offload: bool) -> Iterator[None]:
+    """What CUDA's kernels keep; with `offload`, activations in the host's memory."""
+    from torchtune import training
+
+    on_cuda: list[tuple[Any, str, Callable[..., Any]]] = [
         (_collate(), _PACKED_MASK, _block_mask),
         (F, "scaled_dot_product_attention", _attention),
         (F, "rms_norm", _rms_norm),
         (F, "dropout", _dropout),
-    )
+    ]
+    if offload:
+        on_cuda.append((training, "get_act_offloading_ctx_manager", lambda model, _: Offloading(model)))
     with ExitStack() as stack:
         for owner, name, replacement in (*_on_both(), *on_cuda):
             stack.enter_context(_replaced(owner, name, replacement))
@@ -114,7 +122,7 @@ def _attention(
     flash = attn_mask is None and query.dtype is not torch.float32
     if attn_mask is not None and attn_mask.stride(-1) != 0:
         bias = torch.zeros_like(attn_mask, dtype=query.dtype)
-    result: torch.Tensor = _Attention.apply(query, key, value, bias, flash)
+    result: torch.Tensor = _Attention.apply(query, key, value, bias, flash)  # type: ignore[no-untyped-call]  # torch's
     return result
 
 
@@ -122,7 +130,7 @@ class _Attention(torch.autograd.Function):
     """Any of CUDA's attention kernels that never make the scores."""
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, bias: Any, flash: bool) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, query: Any, key: Any, value: Any, bias: Any, flash: bool) -> Any:
         # In the query's order of memory, as every one of those kernels does.
         output = torch.empty_like(query)
         log_sum_exp = query.new_empty(query.shape[:-1], dtype=torch.float32)
@@ -131,7 +139,7 @@ class _Attention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Any) -> Any:
         query, key, value, _, log_sum_exp, _ = ctx.saved_tensors
         delta = torch.empty_like(log_sum_exp)
         accumulator = torch.empty_like(query, dtype=torch.float32) if ctx.flash else None
@@ -149,24 +157,26 @@ def _rms_norm(
     mixed = weight is not None and weight.dtype != input.dtype
     if mixed or not hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
         return _composite_rms_norm(input, normalized_shape, weight, eps)
-    result: torch.Tensor = _FusedRmsNorm.apply(input, weight)
+    result: torch.Tensor = _FusedRmsNorm.apply(input, weight)  # type: ignore[no-untyped-call]  # torch's
     return result
 
 
 class _FusedRmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Any, weight: Any) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, input: Any, weight: Any) -> Any:
         ctx.save_for_backward(input, weight, input.new_empty((*input.shape[:-1], 1), dtype=torch.float32))
         return torch.empty_like(input)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Any) -> Any:
         input, weight, _ = ctx.saved_tensors
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         return torch.empty_like(input), of_weight
 
 
-def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+def _dropout(
+    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
     if not training or p == 0.0:
         return _plain_dropout(input, p, training, inplace)
     result: torch.Tensor = torch.native_dropout(input, p, True)[0]
@@ -174,7 +184,13 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
 
 
 def _init_frozen_nf4(
-    self: Any, in_dim: int, out_dim: int, bias: bool = False, device: Any = None, dtype: Any = None, **how: Any
+    self: Any,
+    in_dim: int,
+    out_dim: int,
+    bias: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+    **how: Any,
 ) -> None:
     """torchtune's frozen NF4 layer with its weight assigned instead of swapped.
 

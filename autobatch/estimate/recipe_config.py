@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autobatch.estimate.state_formats import FORMATS
 from autobatch.probing.trial_config import model_section, shortened
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from autobatch.estimate.subject import Subject
 
 _COMPONENTS = "autobatch.estimate.components"
 
@@ -19,35 +18,26 @@ STEPS = 2
 
 #: Optimizers of torch.optim that run over all parameters at once on CUDA unless told otherwise
 #: (torch/optim/optimizer.py, _default_to_fused_or_foreach), which takes temporary copies.
-_FOREACH = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
+_FOREACH = (
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "ASGD",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is estimated.
-
-    Attributes:
-        config: of the run, unresolved.
-        recipe: path of the recipe file.
-        working_dir: where the config's relative paths start, and a user's own components are found.
-        device: whose memory is meant, ``cuda`` or ``cpu``.
-        packed: rows are packs.
-        max_seq_len: tokens of a row.
-    """
-
-    config: DictConfig
-    recipe: Path
-    working_dir: Path
-    device: str
-    packed: bool
-    max_seq_len: int
-
-
-def estimate_config(subject: Subject, batch_size: int) -> str:
+def estimate_config(subject: Subject, batch_size: int, steps: int = STEPS) -> str:
     """The config for one batch_size, as YAML."""
     from omegaconf import OmegaConf
 
-    sections = shortened(subject.config, batch_size, STEPS)
+    sections = shortened(subject.config, batch_size, steps)
     for name, section in sections.items():
         if name.endswith("checkpointer") and isinstance(section, dict):
             sections[name] = {
@@ -58,7 +48,7 @@ def estimate_config(subject: Subject, batch_size: int) -> str:
                 "device": "cpu",
                 "model_type": section.get("model_type"),
             }
-    sections["metric_logger"] = {"_component_": f"{_COMPONENTS}.LastStep", "steps": STEPS}
+    sections["metric_logger"] = {"_component_": f"{_COMPONENTS}.LastStep", "steps": steps}
     sections["tokenizer"] = {
         "_component_": f"{_COMPONENTS}.NoTokenizer",
         "max_seq_len": subject.max_seq_len,
@@ -68,7 +58,7 @@ def estimate_config(subject: Subject, batch_size: int) -> str:
     kept = {k: v for k, v in dataset.items() if k == "collate_fn"} if isinstance(dataset, dict) else {}
     sections["dataset"] = {
         "_component_": f"{_COMPONENTS}.SyntheticRows",
-        "rows": batch_size * sections["gradient_accumulation_steps"] * (STEPS + 1),
+        "rows": batch_size * sections["gradient_accumulation_steps"] * (steps + 1),
         "max_seq_len": subject.max_seq_len,
         "pairs": pairs,
         "packed": subject.packed,
@@ -85,8 +75,19 @@ def _as_on_cuda(sections: dict[str, Any]) -> None:
     sections["device"] = "cpu"
     # A compiled model under fake tensors runs as if it weren't compiled; compiling it takes minutes.
     sections["compile"] = False
+    # Recipes refuse it on CPU; `worker` puts `Offloading` in its place.
+    sections["enable_activation_offloading"] = False
     optimizer = sections.get("optimizer")
-    if isinstance(optimizer, dict):
-        module, _, name = str(optimizer.get("_component_")).rpartition(".")
-        if module.startswith("torch.optim") and name in _FOREACH and not optimizer.get("fused"):
-            optimizer.setdefault("foreach", True)
+    if not isinstance(optimizer, dict):
+        return
+    component = str(optimizer.get("_component_"))
+    if component in FORMATS:
+        optimizer.update(_component_="autobatch.estimate.optimizers.LowBitAdam", component=component)
+    module, _, name = component.rpartition(".")
+    if module.startswith("torch.optim") and name in _FOREACH and not optimizer.get("fused"):
+        optimizer.setdefault("foreach", True)
+
+
+def offloads(subject: Subject) -> bool:
+    """Whether activations are kept in the host's memory."""
+    return subject.device == "cuda" and bool(subject.resolved().get("enable_activation_offloading"))

@@ -74,6 +74,8 @@ class Peak:
         reserved_bytes: on CUDA, what the caching allocator holds; on CPU the same as allocated.
         by_kind: bytes at the moment of the peak.
         before_bytes: live when the first batch is asked for.
+        setup_bytes: highest until then.
+        training_bytes: highest from then on.
     """
 
     batch_size: int
@@ -81,6 +83,8 @@ class Peak:
     reserved_bytes: int
     by_kind: dict[Kind, int]
     before_bytes: int
+    setup_bytes: int
+    training_bytes: int
 
 
 class Curve:
@@ -108,10 +112,20 @@ class Curve:
         self._cuda = cuda
         self._known: dict[int, Peak] = {}
 
-    @property
-    def trace(self) -> Trace:
-        """The first of the two traces: what all have in common."""
-        return self._one
+    def check(self, trace: Trace) -> float:
+        """How far a third trace, perhaps of fewer steps, is off the curve: a fraction of its own peak.
+
+        Raises:
+            NotAligned: its events aren't those of the other two.
+        """
+        if trace.events != self._one.events[: len(trace.events)]:
+            raise NotAligned(f"the recipe allocates in another order at batch_size {trace.batch_size}")
+        predicted = self._sizes(trace.batch_size)[: len(trace.sizes)]
+        mine, ours = (
+            replay(trace, sizes, trace.batch_size, cuda=self._cuda).allocated_bytes
+            for sizes in (trace.sizes, predicted)
+        )
+        return abs(ours - mine) / mine
 
     def at(self, batch_size: int) -> Peak:
         """The predicted peak at `batch_size`."""
@@ -169,7 +183,7 @@ def replay(trace: Trace, sizes: Sequence[int], batch_size: int, *, cuda: bool) -
     """
     memory: CachingAllocator | _Host = CachingAllocator() if cuda else _Host()
     held: dict[int, object] = {}
-    peak, peak_at, before = 0, 0, 0
+    setup, training, training_at, setup_at, before = 0, 0, 0, 0, 0
     for position, event in enumerate(trace.events):
         if position == trace.first_batch:
             before = memory.allocated
@@ -180,13 +194,17 @@ def replay(trace: Trace, sizes: Sequence[int], batch_size: int, *, cuda: bool) -
             memory.release(held.pop(index))  # type: ignore[arg-type]  # each allocator's own handle
             continue
         held[index] = memory.allocate(sizes[index])
-        if memory.allocated > peak and (not cuda or position >= trace.first_batch):
-            peak, peak_at = memory.allocated, position
+        if position < trace.first_batch:
+            if memory.allocated > setup:
+                setup, setup_at = memory.allocated, position
+        elif memory.allocated > training:
+            training, training_at = memory.allocated, position
+    peak, peak_at = (training, training_at) if cuda or training > setup else (setup, setup_at)
     by_kind = dict.fromkeys(Kind, 0)
     for index in _alive(trace.events[: peak_at + 1]):
         if not (cuda and trace.on_host[index]):
             by_kind[trace.kinds[index]] += rounded(sizes[index]) if cuda else sizes[index]
-    return Peak(batch_size, peak, memory.reserved, by_kind, before)
+    return Peak(batch_size, peak, memory.reserved, by_kind, before, setup, training)
 
 
 def _alive(events: Iterable[int]) -> set[int]:

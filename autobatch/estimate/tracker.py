@@ -15,7 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from autobatch.estimate.trace import Kind, Trace
@@ -23,11 +27,11 @@ from autobatch.estimate.trace import Kind, Trace
 _SCALAR = torch.ops.aten._local_scalar_dense.default
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Records a `Trace` while it is entered, below any `FakeTensorMode`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._alive: dict[int, tuple[weakref.ref[Any], int | None]] = {}
         self._sizes: list[int] = []
         self._kinds: list[Kind | None] = []

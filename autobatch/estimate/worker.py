@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autobatch.probing.components import TrialFinished
+from autobatch.probing.meter import CpuMeter
 from autobatch.probing.worker import enter_run
+from autobatch.records import Metric, to_json
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class TraceSpec:
         config: path of the estimate's config.
         working_dir: where the config's relative paths start.
         cuda: follow what CUDA's kernels would keep, not the CPU's.
+        offload: keep activations in the host's memory.
         batch_size: of the config.
         answer: where to write the trace, or why there is none, as JSON.
     """
@@ -33,12 +36,16 @@ class TraceSpec:
     config: str
     working_dir: str
     cuda: bool
+    offload: bool
     batch_size: int
     answer: str
 
 
 def record(spec: TraceSpec) -> None:
-    """Run the recipe and write ``{"trace": ...}`` or ``{"error": ...}``."""
+    """Run the recipe and write ``{"trace": ..., "resident": ...}`` or ``{"error": ...}``.
+
+    `resident` is the memory of this process before the recipe: what a trial's would be there.
+    """
     enter_run(spec.working_dir, "cpu")
     sys.argv = [spec.recipe, "--config", spec.config]
     sys.path.append(str(Path(spec.recipe).parent))
@@ -56,11 +63,12 @@ def record(spec: TraceSpec) -> None:
 
 def _record(spec: TraceSpec) -> dict[str, object]:
     import torchtune  # noqa: F401
+
+    resident = CpuMeter().read().current_bytes[Metric.RESIDENT.value]
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from autobatch.estimate.device_path import cpu_path, cuda_path
     from autobatch.estimate.tracker import Tracker
-    from autobatch.records import to_json
 
     tracker = Tracker()
     began = time.monotonic()
@@ -69,11 +77,16 @@ def _record(spec: TraceSpec) -> dict[str, object]:
     gc.collect()
     gc.freeze()
     gc.disable()
-    with cuda_path() if spec.cuda else cpu_path(), FakeTensorMode(allow_non_fake_inputs=True), tracker:
+    with (
+        cuda_path(offload=spec.offload) if spec.cuda else cpu_path(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        tracker,
+    ):
         try:
             runpy.run_path(spec.recipe, run_name="__main__")
         except TrialFinished:
-            return {"trace": to_json(tracker.trace(spec.batch_size, time.monotonic() - began))}
+            trace = tracker.trace(spec.batch_size, time.monotonic() - began)
+            return {"trace": to_json(trace), "resident": resident}
         except SystemExit as ended:
             return {"error": f"the recipe ended by itself with {ended.code!r}"}
     return {"error": "the recipe ended by itself"}

@@ -39,6 +39,7 @@ def probe_job(
         AutobatchError: the run can't be probed, or a file can't be written.
     """
     # Only here: whoever submits this function must not pay for these imports.
+    from autobatch.estimate.forecaster import forecast
     from autobatch.probing.events import EVENTS, EventLog, Failed
     from autobatch.probing.job import run_probe
 
@@ -60,7 +61,7 @@ def probe_job(
         )
     tell = EventLog(run_dir / "probe" / EVENTS, attempt)
     try:
-        result = run_probe(asked, tell, deadline=deadline)
+        result = run_probe(asked, tell, deadline=deadline, forecaster=forecast)
     except AutobatchError as error:
         tell(Failed(str(error), error.exit_code))
         raise

@@ -104,8 +104,8 @@ def read_run(
     path = _find_directory(cwd / run_dir, findings)
     if path is None:
         raise RunProblems(findings.problems)
-    script = _read_script(path / SCRIPT_NAME, os.environ if environ is None else environ, findings)
-    working_dir = _working_dir(path, script, findings)
+    script = find_script(path / SCRIPT_NAME, os.environ if environ is None else environ, findings)
+    working_dir = working_dir_of(path, script, findings)
     config = read_config(path / CONFIG_NAME, script, findings)
     recipe = None
     if config or request.recipe or (script and script.tune_run):
@@ -173,7 +173,8 @@ def _find_directory(given: Path, findings: Findings) -> Path | None:
     return None
 
 
-def _read_script(path: Path, environ: Mapping[str, str], findings: Findings) -> SlurmScript | None:
+def find_script(path: Path, environ: Mapping[str, str], findings: Findings) -> SlurmScript | None:
+    """The training script at `path`; None when there is none."""
     if not path.is_file():
         return None
     try:
@@ -186,7 +187,7 @@ def _read_script(path: Path, environ: Mapping[str, str], findings: Findings) -> 
     return script
 
 
-def _working_dir(path: Path, script: SlurmScript | None, findings: Findings) -> Path:
+def working_dir_of(path: Path, script: SlurmScript | None, findings: Findings) -> Path:
     """Where the training job runs: `#SBATCH --chdir`, a literal `cd` in the script, or the run directory."""
     if script is None:
         return path

@@ -1,0 +1,148 @@
+"""Estimates of every config that torchtune ships for one device, and what they cost.
+
+    python -m tests.benchmarks.estimates configs --json configs.json --markdown configs.md
+    python -m tests.benchmarks.estimates costs --markdown costs.md
+
+Rows are packs of 2,048 tokens. Figures already in the JSON file are kept, so that it can be stopped and go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autobatch.errors import AutobatchError
+from autobatch.estimate.cards import CARDS
+from autobatch.estimate.estimator import Question, estimate
+from autobatch.estimate.subject import Subject, read_subject
+from autobatch.probing.forkserver import ForkServer
+from autobatch.records import to_json
+from autobatch.runs.torchtune_source import registered_recipes
+from tests.benchmarks.machine import machine_facts, write_json
+
+_TOKENS = 2048
+_SETTINGS = (f"tokenizer.max_seq_len={_TOKENS}", "dataset.packed=True")
+
+_GIB = 2**30
+
+#: Configs whose cost has a bar, with what is set in them; the 70B is a config for several devices.
+_COSTS = (
+    ("llama3_2/1B_lora_single_device", ()),
+    ("llama3_2/3B_lora_single_device", ()),
+    ("llama3_1/8B_lora_single_device", ()),
+    ("llama3_1/70B_lora", ()),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Estimate, print the table, write the figures."""
+    options = _parser().parse_args(arguments)
+    done: dict[str, Any] = {}
+    if options.json and options.json.exists():
+        done = json.loads(options.json.read_text(encoding="utf-8"))["configs"]
+    server = ForkServer({"PYTHONWARNINGS": "ignore"}, "cpu")
+    server.start()
+    chosen = single_device_configs() if options.what == "configs" else [name for name, _ in _COSTS]
+    for name in chosen:
+        if name in done and not options.again:
+            continue
+        done[name] = _one(name, server)
+        print("| " + " | ".join(_row(name, done[name])) + " |", flush=True)
+        if options.json:
+            write_json({"machine": machine_facts(), "configs": done}, options.json)
+    lines = _table([(name, done[name]) for name in chosen if name in done])
+    if options.markdown:
+        options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+def single_device_configs() -> list[str]:
+    """Names of the LoRA, QLoRA, DoRA and full configs for one device, as `tune ls` lists them."""
+    return sorted(
+        f"{config.parent.name}/{config.stem}"
+        for recipe in registered_recipes().values()
+        if not recipe.supports_distributed
+        for config in recipe.configs
+        if "_single_device" in config.stem
+    )
+
+
+def _one(name: str, server: ForkServer) -> dict[str, Any]:
+    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    try:
+        found = estimate(subject_named(name), Question(CARDS["a100-80gb"]), server)
+    except AutobatchError as error:
+        return {"why": str(error), "seconds": time.monotonic() - began}
+    del before
+    return {"estimate": to_json(found), "seconds": time.monotonic() - began}
+
+
+def subject_named(name: str, *settings: str) -> Subject:
+    """A config that ships with torchtune, with packs of 2,048 tokens."""
+    recipes = registered_recipes()
+    path = next(
+        config
+        for recipe in recipes.values()
+        for config in recipe.configs
+        if f"{config.parent.name}/{config.stem}" == name
+    )
+    recipe = next(
+        r.name.replace("_distributed", "_single_device") for r in recipes.values() if path in r.configs
+    )
+    return read_subject(path, recipe, (*_SETTINGS, *settings))
+
+
+HEADER = (
+    "config",
+    "batch_size 1",
+    "batch_size 8",
+    "parameters",
+    "A100 80 GB",
+    "interval",
+    "seconds",
+    "why not",
+)
+
+
+def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    if "why" in found:
+        why = found["why"].splitlines()[0]
+        return (name, "", "", "", "", "", f"{found['seconds']:.0f}", why.removeprefix("no estimate: "))
+    known = found["estimate"]
+    fitting = known["fitting"]
+    return (
+        name,
+        f"{known['at'][0] / _GIB:.2f}" if "at" in known else "",
+        "",
+        f"{known['by_kind']['parameters'] / _GIB:.2f}",
+        str(fitting["batch_size"] or "-"),
+        f"{fitting['lowest']}-{fitting['highest']}",
+        f"{found['seconds']:.0f}",
+        "",
+    )
+
+
+def _table(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+    return [*lines, *("| " + " | ".join(_row(name, found)) + " |" for name, found in rows)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("configs", "costs"))
+    parser.add_argument("--json", type=Path, help="keep the figures here")
+    parser.add_argument("--markdown", type=Path, help="write the table here")
+    parser.add_argument("--again", action="store_true", help="also what the JSON file has")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
