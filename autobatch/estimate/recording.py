@@ -43,12 +43,14 @@ class Recorded:
         curve: peaks at any batch_size.
         off_line_fraction: how far the third batch_size was off.
         resident_bytes: memory of a process before the recipe.
+        memory_bytes: the most that a process took to record.
         seconds: that it took; 0 when it was on file.
     """
 
     curve: Curve
     off_line_fraction: float
     resident_bytes: int
+    memory_bytes: int
     seconds: float
 
 
@@ -101,7 +103,8 @@ def _curve(answers: list[dict[str, Any]], *, cuda: bool, seconds: float) -> Reco
             f"batch_size {third.batch_size} is {100 * off:.1f} % off the line through {one.batch_size} and "
             f"{two.batch_size}"
         )
-    return Recorded(curve, off, max(answer["resident"] for answer in answers), seconds)
+    resident, memory = (max(answer[name] for answer in answers) for name in ("resident", "memory"))
+    return Recorded(curve, off, resident, memory, seconds)
 
 
 def _record(

@@ -105,6 +105,7 @@ class Curve:
                 f"the recipe allocates {len(one.sizes)} storages at batch_size {one.batch_size} and "
                 f"{len(two.sizes)} at {two.batch_size}, or in another order"
             )
+        self.traces = (one, two)
         self._one = one
         self._growth = [
             (b - a) / (two.batch_size - one.batch_size) for a, b in zip(one.sizes, two.sizes, strict=True)

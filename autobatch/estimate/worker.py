@@ -42,9 +42,9 @@ class TraceSpec:
 
 
 def record(spec: TraceSpec) -> None:
-    """Run the recipe and write ``{"trace": ..., "resident": ...}`` or ``{"error": ...}``.
+    """Run the recipe and write ``{"trace": ..., "resident": ..., "memory": ...}`` or ``{"error": ...}``.
 
-    `resident` is the memory of this process before the recipe: what a trial's would be there.
+    `resident` is the memory of this process before the recipe, what a trial's would be there; `memory` its peak.
     """
     enter_run(spec.working_dir, "cpu")
     sys.argv = [spec.recipe, "--config", spec.config]
@@ -86,7 +86,8 @@ def _record(spec: TraceSpec) -> dict[str, object]:
             runpy.run_path(spec.recipe, run_name="__main__")
         except TrialFinished:
             trace = tracker.trace(spec.batch_size, time.monotonic() - began)
-            return {"trace": to_json(trace), "resident": resident}
+            memory = CpuMeter().read().peaks_bytes[Metric.RESIDENT.value]
+            return {"trace": to_json(trace), "resident": resident, "memory": memory}
         except SystemExit as ended:
             return {"error": f"the recipe ended by itself with {ended.code!r}"}
     return {"error": "the recipe ended by itself"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any
 
 from autobatch.errors import AutobatchError
 from autobatch.estimate.cards import CARDS
-from autobatch.estimate.estimator import Question, estimate
+from autobatch.estimate.estimator import fit
+from autobatch.estimate.recording import recorded
 from autobatch.estimate.subject import Subject, read_subject
 from autobatch.probing.forkserver import ForkServer
 from autobatch.records import to_json
@@ -29,6 +30,10 @@ _TOKENS = 2048
 _SETTINGS = (f"tokenizer.max_seq_len={_TOKENS}", "dataset.packed=True")
 
 _GIB = 2**30
+
+#: Batch sizes whose peaks are shown, and the card that they are for.
+_SIZES = (1, 2, 4, 8)
+_CARD = "a100-80gb"
 
 #: Configs whose cost has a bar, with what is set in them; the 70B is a config for several devices.
 _COSTS = (
@@ -74,13 +79,23 @@ def single_device_configs() -> list[str]:
 
 def _one(name: str, server: ForkServer) -> dict[str, Any]:
     began = time.monotonic()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
-        found = estimate(subject_named(name), Question(CARDS["a100-80gb"]), server)
+        subject = subject_named(name)
+        result = recorded(subject, server, timeout_s=1200, keep=None)
     except AutobatchError as error:
         return {"why": str(error), "seconds": time.monotonic() - began}
-    del before
-    return {"estimate": to_json(found), "seconds": time.monotonic() - began}
+    fitting = fit(result.curve, CARDS[_CARD], 0.7)
+    peaks = [result.curve.at(batch_size) for batch_size in _SIZES]
+    return {
+        "peaks": [
+            to_json(peak) | {"by_kind": {k.value: v for k, v in peak.by_kind.items()}} for peak in peaks
+        ],
+        "fitting": to_json(fitting),
+        "traces_seconds": [trace.seconds for trace in result.curve.traces],
+        "storages": len(result.curve.traces[0].sizes),
+        "memory_bytes": result.memory_bytes,
+        "seconds": time.monotonic() - began,
+    }
 
 
 def subject_named(name: str, *settings: str) -> Subject:
@@ -99,31 +114,25 @@ def subject_named(name: str, *settings: str) -> Subject:
 
 
 HEADER = (
-    "config",
-    "batch_size 1",
-    "batch_size 8",
-    "parameters",
-    "A100 80 GB",
-    "interval",
-    "seconds",
-    "why not",
-)
+    "config", *(f"batch_size {size}" for size in _SIZES), "reserved at 8", "before the first batch",
+    f"largest on {_CARD}", "seconds", "process", "why there is none",
+)  # fmt: skip
 
 
 def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     if "why" in found:
-        why = found["why"].splitlines()[0]
-        return (name, "", "", "", "", "", f"{found['seconds']:.0f}", why.removeprefix("no estimate: "))
-    known = found["estimate"]
-    fitting = known["fitting"]
+        why = found["why"].replace("\n", " ").replace("no estimate: ", "")
+        why = re.sub(r"/\S*/configs/", "", " ".join(why.split()))
+        return (name, *("" for _ in HEADER[1:-3]), f"{found['seconds']:.0f}", "", why)
+    peaks, fitting = found["peaks"], found["fitting"]
     return (
         name,
-        f"{known['at'][0] / _GIB:.2f}" if "at" in known else "",
-        "",
-        f"{known['by_kind']['parameters'] / _GIB:.2f}",
-        str(fitting["batch_size"] or "-"),
-        f"{fitting['lowest']}-{fitting['highest']}",
+        *(f"{peak['allocated_bytes'] / _GIB:.2f}" for peak in peaks),
+        f"{peaks[-1]['reserved_bytes'] / _GIB:.2f}",
+        f"{peaks[0]['before_bytes'] / _GIB:.2f}",
+        f"{fitting['batch_size']} ({fitting['lowest']}-{fitting['highest']})",
         f"{found['seconds']:.0f}",
+        f"{found['memory_bytes'] / 2**20:.0f} MiB",
         "",
     )
 
