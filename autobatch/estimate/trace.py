@@ -13,10 +13,11 @@ which is convex and piecewise straight, as measured peaks are. One more trace ch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from autobatch.estimate.allocator import CachingAllocator, rounded
+from autobatch.estimate.allocator import CachingAllocator
 
 _PAGE = 4096
 #: As malloc is pinned for trials on CPU (`MALLOC_MMAP_THRESHOLD_`): a block from here on has pages of its own.
@@ -159,21 +160,28 @@ class Curve:
 
 
 @dataclass
+class _Pages:
+    """What malloc gave out."""
+
+    size: int
+
+
+@dataclass
 class _Host:
     """Resident memory of malloc'd storages."""
 
     allocated: int = 0
-    reserved: int = field(default=0)
+    reserved: int = 0
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int) -> _Pages:
         to = _PAGE if size >= _MMAP_THRESHOLD else _HEAP_ALIGNMENT
-        taken = -(-size // to) * to
-        self.allocated += taken
+        taken = _Pages(-(-size // to) * to)
+        self.allocated += taken.size
         self.reserved = max(self.reserved, self.allocated)
         return taken
 
-    def release(self, taken: int) -> None:
-        self.allocated -= taken
+    def release(self, taken: _Pages) -> None:
+        self.allocated -= taken.size
 
 
 def replay(trace: Trace, sizes: Sequence[int], batch_size: int, *, cuda: bool) -> Peak:
@@ -182,8 +190,9 @@ def replay(trace: Trace, sizes: Sequence[int], batch_size: int, *, cuda: bool) -
     The peak counts from the first batch on where torchtune starts PyTorch's counters anew once the model is made
     (`training.get_memory_stats`), and from the beginning on CPU, where nobody resets the kernel's.
     """
-    memory: CachingAllocator | _Host = CachingAllocator() if cuda else _Host()
-    held: dict[int, object] = {}
+    memory: Any = CachingAllocator() if cuda else _Host()
+    held: dict[int, Any] = {}
+    taken: dict[int, int] = {}
     setup, training, training_at, setup_at, before = 0, 0, 0, 0, 0
     for position, event in enumerate(trace.events):
         if position == trace.first_batch:
@@ -192,9 +201,10 @@ def replay(trace: Trace, sizes: Sequence[int], batch_size: int, *, cuda: bool) -
         if cuda and trace.on_host[index]:
             continue
         if event < 0:
-            memory.release(held.pop(index))  # type: ignore[arg-type]  # each allocator's own handle
+            memory.release(held.pop(index))
             continue
         held[index] = memory.allocate(sizes[index])
+        taken[index] = held[index].size
         if position < trace.first_batch:
             if memory.allocated > setup:
                 setup, setup_at = memory.allocated, position
@@ -204,7 +214,7 @@ def replay(trace: Trace, sizes: Sequence[int], batch_size: int, *, cuda: bool) -
     by_kind = dict.fromkeys(Kind, 0)
     for index in _alive(trace.events[: peak_at + 1]):
         if not (cuda and trace.on_host[index]):
-            by_kind[trace.kinds[index]] += rounded(sizes[index]) if cuda else sizes[index]
+            by_kind[trace.kinds[index]] += taken[index]
     return Peak(batch_size, peak, memory.reserved, by_kind, before, setup, training)
 
 
