@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,17 +106,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Estimate, and print."""
     from autobatch.estimate.estimator import Question, estimate
-    from autobatch.estimate.subject import read_subject
+    from autobatch.estimate.subject import read_subject, with_settings
     from autobatch.probing.forkserver import ForkServer
 
     _check(arguments)
     subject = read_subject(Path(arguments.run), arguments.recipe, arguments.set)
     if subject.device == "cpu":
         print(
-            "autobatch: device is cpu: the figures are for the card, as if it were cuda; a run on CPU is probed "
-            "faster than estimated",
+            f"{subject.path}: device is cpu; the figures are for a card, as with device: cuda",
             file=sys.stderr,
         )
+        # Not kept: what is on file is the run as it is.
+        subject = replace(with_settings(subject, ["device=cuda"]), run_dir=None)
     server = ForkServer({"PYTHONWARNINGS": "ignore"}, "cpu")
     with _quiet():
         server.start()

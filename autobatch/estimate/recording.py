@@ -84,7 +84,12 @@ def recorded(
         # The third is only compared with the others, and one step does for that.
         jobs = [*((batch_size, STEPS) for batch_size in _ON_THE_LINE), (_CHECK, 1)]
         with ThreadPoolExecutor(max_workers=max(1, min(len(jobs), _cores()))) as pool:
-            answers = list(pool.map(one, jobs))
+            waiting = [pool.submit(one, job) for job in jobs]
+            try:
+                answers = [future.result() for future in waiting]
+            except NoEstimate:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     result = _curve(answers, cuda=subject.device == "cuda", seconds=time.monotonic() - began)
     if keep is not None:
         _write(keep, key, answers)

@@ -149,18 +149,15 @@ def with_settings(subject: Subject, settings: Sequence[str]) -> Subject:
             raise UsageError(f"{setting!r}: {subject.path} has no section {key.rpartition('.')[0]}")
         try:
             given = OmegaConf.from_dotlist([setting])
-            if isinstance(OmegaConf.select(config, key), dict) or OmegaConf.is_dict(
-                OmegaConf.select(config, key)
-            ):
+            if OmegaConf.is_dict(OmegaConf.select(config, key)):
                 # As torchtune takes it: the name of another component.
                 given = OmegaConf.from_dotlist([f"{key}._component_={setting.partition('=')[2]}"])
             merged = OmegaConf.merge(config, given)
             assert isinstance(merged, DictConfig)
             config = merged
         except Exception as error:  # what stands behind `=` is YAML too
-            raise UsageError(
-                f"{setting!r} can't be set in {subject.path}: {str(error).splitlines()[0]}"
-            ) from error
+            what = str(error).splitlines()[0]
+            raise UsageError(f"{setting!r} can't be set in {subject.path}: {what}") from error
     length = OmegaConf.select(config, "tokenizer.max_seq_len")
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise NoEstimate(
@@ -168,16 +165,24 @@ def with_settings(subject: Subject, settings: Sequence[str]) -> Subject:
             "fixed length. Set it in the config, or for the estimate with --set tokenizer.max_seq_len=2048"
         )
     batch_size = OmegaConf.select(config, "batch_size")
-    changed = replace(
+    model = OmegaConf.select(config, "model._component_")
+    packed = subject.packed
+    if any(setting.startswith("dataset.packed=") for setting in settings):
+        packed = OmegaConf.select(config, "dataset.packed") is True
+    device = str(OmegaConf.select(config, "device")).partition(":")[0]
+    if packed and checks.refuses_packs(model, device):
+        raise NoEstimate(
+            f"{subject.path}: gemma2 models refuse packed datasets on CUDA: set dataset.packed: False"
+        )
+    return replace(
         subject,
         config=config,
+        device=device,
+        packed=packed,
         max_seq_len=length,
         dtype=str(OmegaConf.select(config, "dtype") or "fp32"),
         batch_size=batch_size if isinstance(batch_size, int) and batch_size > 0 else 1,
     )
-    if any(setting.startswith("dataset.packed=") for setting in settings):
-        return replace(changed, packed=bool(OmegaConf.select(config, "dataset.packed")))
-    return changed
 
 
 def _config_path(path: Path, given: Path, findings: Findings) -> Path:

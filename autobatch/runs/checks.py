@@ -215,14 +215,20 @@ def _check_packable(config: RunConfig, device: str, findings: Findings) -> None:
                 "set tokenizer.max_seq_len to the tokens of a packed row, such as 2048 "
                 "(torchtune's configs ship with null)",
             )
-    model = config.get("model._component_")
-    # Source: torchtune/models/gemma2/_attention.py raises on block masks, which packing uses on CUDA.
-    if isinstance(model, str) and model.startswith("torchtune.models.gemma2.") and device == "cuda":
+    if refuses_packs(config.get("model._component_"), device):
         findings.problem(
             "gemma2 models refuse packed datasets on CUDA",
             config.where("model._component_"),
             "set dataset.packed: False and probe with --unpacked",
         )
+
+
+def refuses_packs(model: object, device: str) -> bool:
+    """Whether a model's code fails on packed rows.
+
+    Source: torchtune/models/gemma2/_attention.py raises on block masks, which packing uses on CUDA.
+    """
+    return isinstance(model, str) and model.startswith("torchtune.models.gemma2.") and device == "cuda"
 
 
 def check_files(config: RunConfig, working_dir: Path, load_weights: bool, findings: Findings) -> None:
