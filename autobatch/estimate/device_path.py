@@ -20,6 +20,7 @@ On CPU only the packed mask is replaced, whose size torchtune computes from valu
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -32,6 +33,9 @@ from autobatch.estimate.tracker import current_tracker
 
 #: Rows and columns of a block of flex attention's mask (torch/nn/attention/flex_attention.py).
 _BLOCK = 128
+
+#: Elements that torchao's NF4 quantizes at a time.
+_NF4_CHUNK = 2**20
 
 _PACKED_MASK = "packed_block_causal_mask"
 
@@ -68,10 +72,16 @@ def cuda_path(*, offload: bool) -> Iterator[None]:
         yield
 
 
-def _on_both() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
+def _on_both() -> tuple[tuple[Any, str, Any], ...]:
+    from torchao.dtypes import nf4tensor
     from torchtune.modules.low_precision import FrozenNF4Linear
 
-    return (torch, "tensor", _tensor), (FrozenNF4Linear, "__init__", _init_frozen_nf4)
+    return (
+        (torch, "tensor", _tensor),
+        (FrozenNF4Linear, "__init__", _init_frozen_nf4),
+        (nf4tensor, "CHUNK_SIZE", 2**62),
+        (nf4tensor.NF4Tensor, "quantize_tensor_nearest", staticmethod(_quantize_one_chunk)),
+    )
 
 
 def _collate() -> Any:
@@ -81,13 +91,13 @@ def _collate() -> Any:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """Another function under the name by which it is called.
+def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+    """Another function, or number, under the name by which it is called.
 
     Not a `TorchFunctionMode`: those are off inside the autograd engine, where checkpointing computes activations
     once more.
     """
-    original = getattr(owner, name)
+    original = inspect.getattr_static(owner, name)
     setattr(owner, name, replacement)
     try:
         yield
@@ -204,6 +214,16 @@ def _init_frozen_nf4(
         self.bias.requires_grad_(False)
     weight = nf4_linear.to_nf4(self.weight.requires_grad_(False), **how)
     self.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _quantize_one_chunk(value: torch.Tensor, nf4: torch.Tensor) -> torch.Tensor:
+    """What torchao's NF4 takes to quantize the first of many chunks (torchao/dtypes/nf4tensor.py).
+
+    One after another they take the same memory; a 27B has tens of thousands.
+    """
+    chunk = value[:_NF4_CHUNK].unsqueeze(-1)
+    (chunk - nf4).abs().min(dim=-1)
+    return value.new_zeros(1, dtype=torch.uint8).expand(value.numel())
 
 
 def _dense_mask(seq_lens: Any) -> torch.Tensor:
