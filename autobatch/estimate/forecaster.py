@@ -18,7 +18,7 @@ _MIB = 2**20
 #: recipe's own imports and its first steps add. Measured on torch 2.13.0+cpu
 #: (tests/benchmarks/results/estimates-cpu.md); bf16 loads kernels of oneDNN that fp32 doesn't.
 _SETUP_BYTES = 15 * _MIB
-_KERNELS_BYTES = {"fp32": 16 * _MIB, "bf16": 30 * _MIB}
+KERNELS_BYTES = {"fp32": 16 * _MIB, "bf16": 30 * _MIB}
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,5 @@ def forecast(occasion: Occasion) -> Forecast:
         result,
         occasion.metric,
         result.resident_bytes + occasion.held_bytes + _SETUP_BYTES,
-        _KERNELS_BYTES.get(run.dtype, _KERNELS_BYTES["fp32"]),
+        KERNELS_BYTES.get(run.dtype, KERNELS_BYTES["fp32"]),
     )

@@ -170,6 +170,8 @@ def with_settings(subject: Subject, settings: Sequence[str]) -> Subject:
     if any(setting.startswith("dataset.packed=") for setting in settings):
         packed = OmegaConf.select(config, "dataset.packed") is True
     device = str(OmegaConf.select(config, "device")).partition(":")[0]
+    if packed and _makes_pairs(subject.recipe):
+        raise NoEstimate(f"{subject.path}: {subject.recipe.name} doesn't pack; set packed: False")
     if packed and checks.refuses_packs(model, device):
         raise NoEstimate(
             f"{subject.path}: gemma2 models refuse packed datasets on CUDA: set dataset.packed: False"
@@ -197,9 +199,14 @@ def _config_path(path: Path, given: Path, findings: Findings) -> Path:
     raise RunProblems(findings.problems)
 
 
+def _makes_pairs(recipe: Recipe) -> bool:
+    """Whether rows are pairs of a chosen and a rejected answer."""
+    return "dpo" in recipe.name.split("_")
+
+
 def _packs(config: RunConfig, recipe: Recipe) -> bool:
     dataset = config.get("dataset")
     entries = dataset if isinstance(dataset, list) else [dataset]
-    return "dpo" not in recipe.name.split("_") and all(
+    return not _makes_pairs(recipe) and all(
         isinstance(entry, dict) and entry.get("packed") is True for entry in entries
     )

@@ -76,6 +76,7 @@ class Peak:
         by_kind: bytes at the moment of the peak.
         before_bytes: live when the first batch is asked for.
         setup_bytes: highest until then.
+        setup_reserved_bytes: reserved by then.
         training_bytes: highest from then on.
     """
 
@@ -85,6 +86,7 @@ class Peak:
     by_kind: dict[Kind, int]
     before_bytes: int
     setup_bytes: int
+    setup_reserved_bytes: int
     training_bytes: int
 
 
@@ -193,10 +195,10 @@ def replay(trace: Trace, sizes: Sequence[int], batch_size: int, *, cuda: bool) -
     memory: Any = CachingAllocator() if cuda else _Host()
     held: dict[int, Any] = {}
     taken: dict[int, int] = {}
-    setup, training, training_at, setup_at, before = 0, 0, 0, 0, 0
+    setup, training, training_at, setup_at, before, setup_reserved = 0, 0, 0, 0, 0, 0
     for position, event in enumerate(trace.events):
         if position == trace.first_batch:
-            before = memory.allocated
+            before, setup_reserved = memory.allocated, memory.reserved
         index = abs(event) - 1
         if cuda and trace.on_host[index]:
             continue
@@ -215,7 +217,7 @@ def replay(trace: Trace, sizes: Sequence[int], batch_size: int, *, cuda: bool) -
     for index in _alive(trace.events[: peak_at + 1]):
         if not (cuda and trace.on_host[index]):
             by_kind[trace.kinds[index]] += taken[index]
-    return Peak(batch_size, peak, memory.reserved, by_kind, before, setup, training)
+    return Peak(batch_size, peak, memory.reserved, by_kind, before, setup, setup_reserved, training)
 
 
 def _alive(events: Iterable[int]) -> set[int]:

@@ -1,7 +1,8 @@
-"""Estimates of every config that torchtune ships for one device, and what they cost.
+"""Estimates of every config that torchtune ships for one device, what they cost, and what others measured.
 
     python -m tests.benchmarks.estimates configs --json configs.json --markdown configs.md
     python -m tests.benchmarks.estimates costs --markdown costs.md
+    python -m tests.benchmarks.estimates published --markdown published.md
 
 Rows are packs of 2,048 tokens. Figures already in the JSON file are kept, so that it can be stopped and go on.
 """
@@ -13,6 +14,7 @@ import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tests.benchmarks.machine import machine_facts, write_json
 
 _TOKENS = 2048
 _SETTINGS = (f"tokenizer.max_seq_len={_TOKENS}", "dataset.packed=True")
+_UNPACKED = (f"tokenizer.max_seq_len={_TOKENS}",)
 
 _GIB = 2**30
 
@@ -44,6 +47,73 @@ _COSTS = (
 )
 
 
+@dataclass(frozen=True)
+class Published:
+    """A figure that somebody else measured on a card.
+
+    Attributes:
+        config: that ships with torchtune.
+        settings: changed in it.
+        batch_size: of the figure; None: once the model is made, before any batch.
+        gib: allocated, and reserved where it is known.
+        source: where it stands.
+        how: what was different from what is estimated.
+    """
+
+    config: str
+    settings: tuple[str, ...]
+    batch_size: int | None
+    gib: tuple[float, float | None]
+    source: str
+    how: str = ""
+
+
+_README = "torchtune's README (0.4 to 0.6), Llama 3.1 8B"
+_COMPILED = "measured with torch.compile, estimated without"
+
+PUBLISHED = (
+    Published(
+        "llama3_2/3B_lora_single_device",
+        (),
+        None,
+        (6.21, 6.27),
+        "torchtune's end-to-end tutorial, 3B LoRA's log",
+    ),
+    Published(
+        "llama3_1/8B_full_single_device",
+        ("gradient_accumulation_steps=1",),
+        2,
+        (18.9, None),
+        _README,
+        _COMPILED,
+    ),
+    Published(
+        "llama3_1/8B_lora_single_device",
+        ("gradient_accumulation_steps=1",),
+        2,
+        (16.2, None),
+        _README,
+        _COMPILED,
+    ),
+    Published(
+        "llama3_1/8B_qlora_single_device",
+        ("gradient_accumulation_steps=1",),
+        2,
+        (7.4, None),
+        _README,
+        _COMPILED,
+    ),
+    Published(
+        "llama2/7B_full_low_memory",
+        ("dataset.packed=False", "loss=torch.nn.CrossEntropyLoss", "enable_activation_offloading=False"),
+        4,
+        (20.2, None),
+        "meta-pytorch/torchtune#961, GB; a reviewer had 22.3 on an A100",
+        "torchtune of May 2024, whose loss took fp32 logits",
+    ),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Estimate, print the table, write the figures."""
     options = _parser().parse_args(arguments)
@@ -52,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done = json.loads(options.json.read_text(encoding="utf-8"))["configs"]
     server = ForkServer({"PYTHONWARNINGS": "ignore"}, "cpu")
     server.start()
+    if options.what == "published":
+        _write(_published(server), options.markdown)
+        return 0
     chosen = single_device_configs() if options.what == "configs" else [name for name, _ in _COSTS]
     for name in chosen:
         if name in done and not options.again:
@@ -60,10 +133,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("| " + " | ".join(_row(name, done[name])) + " |", flush=True)
         if options.json:
             write_json({"machine": machine_facts(), "configs": done}, options.json)
-    lines = _table([(name, done[name]) for name in chosen if name in done])
-    if options.markdown:
-        options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write(_table([(name, done[name]) for name in chosen if name in done]), options.markdown)
     return 0
+
+
+def _write(lines: Sequence[str], path: Path | None) -> None:
+    print("\n".join(lines))
+    if path is not None:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _published(server: ForkServer) -> list[str]:
+    header = ("config", "batch_size", "published GiB", "estimate GiB", "difference", "source", "but")
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for known in PUBLISHED:
+        curve = recorded(
+            subject_named(known.config, *known.settings), server, timeout_s=1200, keep=None
+        ).curve
+        peak = curve.at(known.batch_size or 1)
+        ours = (
+            (peak.setup_bytes, peak.setup_reserved_bytes)
+            if known.batch_size is None
+            else (peak.allocated_bytes, peak.reserved_bytes)
+        )
+        pairs = [(size / _GIB, gib) for size, gib in zip(ours, known.gib, strict=True) if gib is not None]
+        cells = (
+            known.config,
+            str(known.batch_size or "before the first"),
+            " / ".join(f"{gib:.2f}" for _, gib in pairs),
+            " / ".join(f"{size:.2f}" for size, _ in pairs),
+            " / ".join(f"{100 * (size - gib) / gib:+.1f} %" for size, gib in pairs),
+            known.source,
+            known.how,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def single_device_configs() -> list[str]:
@@ -110,7 +214,8 @@ def subject_named(name: str, *settings: str) -> Subject:
     recipe = next(
         r.name.replace("_distributed", "_single_device") for r in recipes.values() if path in r.configs
     )
-    return read_subject(path, recipe, (*_SETTINGS, *settings))
+    packing = _UNPACKED if "dpo" in name else _SETTINGS
+    return read_subject(path, recipe, (*packing, *settings))
 
 
 HEADER = (
@@ -146,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("configs", "costs"))
+    parser.add_argument("what", choices=("configs", "costs", "published"))
     parser.add_argument("--json", type=Path, help="keep the figures here")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     parser.add_argument("--again", action="store_true", help="also what the JSON file has")
