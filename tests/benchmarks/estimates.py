@@ -69,6 +69,7 @@ class Published:
 
 
 _README = "torchtune's README (0.4 to 0.6), Llama 3.1 8B"
+_ONCE = ("gradient_accumulation_steps=1",)
 _COMPILED = "measured with torch.compile, estimated without"
 
 PUBLISHED = (
