@@ -88,7 +88,7 @@ class _Peaks:
         }
         # What the probe measured itself goes before a plain run's.
         self._measured |= {trial["batch_size"]: trial["peak_bytes"] for trial in measured["trials"]}
-        self._process = self._before - curve.at(first["batch_size"]).before_bytes
+        self._process: int = self._before - curve.at(first["batch_size"]).before_bytes
         self._kernels = KERNELS_BYTES[case.run.dtype]
         self._curve = curve
 
