@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -91,6 +94,46 @@ def test_sbatch_script(
     script = script.replace(str(run.path), "RUN").replace(sys.executable, "PYTHON")
     script = re.sub(r"\S*/bin/python3?\S*", "PYTHON", script)
     assert script == (GOLDEN / f"{request.node.callspec.id}.sbatch").read_text()
+
+
+def fake_slurm(folder: Path, state: str) -> dict[str, str]:
+    """An environment with a Slurm that knows one job, in `state`, and takes no other."""
+    folder.mkdir()
+    for name, script in {
+        "scontrol": f"echo 'JobId=17 JobState={state} Reason=None'",
+        "sbatch": "echo 'sbatch: error: invalid partition' >&2; exit 1",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "said"),
+    [
+        pytest.param("run1", "PENDING", "Slurm job 17 is to probe this run already", id="queued"),
+        pytest.param("run1", "COMPLETED", "invalid partition", id="ended"),
+        pytest.param("50%j", "COMPLETED", "Slurm reads `%`", id="a name that Slurm would read otherwise"),
+    ],
+)
+def test_what_is_not_submitted(make_run: MakeRun, tmp_path: Path, name: str, state: str, said: str) -> None:
+    run = make_run()
+    run = run.rename(run.parent / name)
+    (run / "probe").mkdir()
+    note = {"cluster": "slurm", "job_id": "17", "attempt": "a", "log": "", "submitted": 0.0, "host": "login"}
+    (run / "probe" / "job.json").write_text(json.dumps(note))
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "autobatch.cli.main", "probe", str(run), "--cluster", "slurm"],
+        env=fake_slurm(tmp_path / "bin", state),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert json.loads((run / "probe" / "job.json").read_text()) == note
 
 
 def test_after_another_job(make_run: MakeRun) -> None:

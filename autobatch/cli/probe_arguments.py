@@ -26,6 +26,9 @@ files in RUN/probe/:
   events.jsonl   what happens while it runs, a JSON object a line
   trials/        config and log of each trial;  job/  the job's own log
 
+--json prints the result as result.json holds it, also when the answer is no; an error that leaves no result is
+{"error": "...", "exit_code": 2 or 3}.
+
 exit codes:
   0  done: the batch_size is in finetune.yaml
   1  nothing fits, or the peak doesn't come to rest; no file was changed
