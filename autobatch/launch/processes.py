@@ -16,7 +16,6 @@ _COMMANDS = ("submitit.local._local", "autobatch.cli.job")
 _POLITE_S = 30.0
 _AGAIN_S = 0.5
 
-
 #: `python -m` looks for modules in the current directory first, `tune run` there last: a `random.py` or
 #: `datasets.py` of the user's must not break the probe of a run that it doesn't break (Python 3.11 and newer).
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
