@@ -89,6 +89,11 @@ def read_config(path: Path, script: SlurmScript | None, findings: Findings) -> R
     except UnicodeDecodeError as error:
         findings.problem(f"not UTF-8: {error.reason} at byte {error.start}", str(path), "save it as UTF-8")
         return None
+    return parse_config(text, path, script, findings)
+
+
+def parse_config(text: str, path: Path, script: SlurmScript | None, findings: Findings) -> RunConfig | None:
+    """`read_config` on the text of a config; `path` is what messages call it."""
     root = check_text(text, path, findings)
     if root is None:
         return None
