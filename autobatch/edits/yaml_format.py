@@ -21,7 +21,7 @@ def format_value(value: Value) -> str:
         return f"{{{', '.join(entries)}}}"
     if isinstance(value, (bool, int)):
         return str(value)
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value):
+    if isinstance(value, str) and re.fullmatch(r"(/|(\.\.?/)+)?[A-Za-z_][A-Za-z0-9_./-]*", value):
         resolver: Any = yaml.resolver.Resolver()
         if resolver.resolve(yaml.ScalarNode, value, (True, False)) == "tag:yaml.org,2002:str":
             return value

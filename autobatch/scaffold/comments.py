@@ -12,7 +12,7 @@ from autobatch.edits.yaml_lines import comment_above
 PACKED = (
     "Packing: examples are joined until a row holds tokenizer.max_seq_len tokens, so that hardly any is padding.",
     "A packed row always has max_seq_len tokens: its memory depends on batch_size x max_seq_len, not on how many",
-    "examples share it. Unpacked, a batch is as long as its longest example: mostly less memory, now and then as much.",
+    "examples share it. Unpacked, a batch is as long as its longest example.",
 )
 
 BATCH_SIZE = (
