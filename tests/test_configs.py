@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from autobatch.records import from_json
 from autobatch.runs.checks import check_sections
 from autobatch.runs.config import parse_config
 from autobatch.runs.findings import Findings
 from autobatch.runs.torchtune_source import registered_recipes
 from autobatch.scaffold.comments import ACCUMULATION, BATCH_SIZE, PACKED, explain
 from autobatch.scaffold.sources import our_configs, torchtune_configs
+from tests.benchmarks.packing_memory import CASES, Measured, failed_bars, report, row
 
 #: Each of ours -> torchtune's for the same model.
 COUNTERPARTS = {
@@ -26,6 +31,9 @@ COUNTERPARTS = {
 
 #: Read only when the profiler is on.
 UNUSED = "profiler."
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
 
 EACH = pytest.mark.parametrize("name", sorted(COUNTERPARTS))
 
@@ -138,3 +146,38 @@ def test_it_names_its_recipe_and_a_command_that_exists(name: str) -> None:
     assert text.splitlines()[0].endswith("recipe lora_finetune_single_device.")
     assert "lora_finetune_single_device" in registered_recipes()
     assert f"autobatch init run1 --config {name} " in text
+
+
+class TestFiguresOnPacking:
+    """What configs/README.md says of memory is what the benchmark measured."""
+
+    @pytest.fixture(scope="class")
+    def figures(self) -> dict[str, Any]:
+        loaded = json.loads((RESULTS / "packing-memory-cpu.json").read_text())
+        assert isinstance(loaded, dict)
+        return loaded
+
+    @pytest.fixture(scope="class")
+    def measured(self, figures: dict[str, Any]) -> list[Measured]:
+        return [from_json(Measured, case) for case in figures["cases"]]
+
+    def test_every_case_was_measured_and_every_bar_holds(self, measured: list[Measured]) -> None:
+        assert tuple(m.case for m in measured) == CASES
+        assert failed_bars(measured) == []
+
+    def test_a_peak_that_depends_on_density_would_fail_a_bar(self, measured: list[Measured]) -> None:
+        grown = replace(measured[0].more, peak_bytes=2 * (measured[0].more.peak_bytes or 0))
+
+        assert failed_bars([replace(measured[0], more=grown), *measured[1:]]) != []
+
+    def test_the_table_is_that_of_the_figures(
+        self, figures: dict[str, Any], measured: list[Measured]
+    ) -> None:
+        assert (RESULTS / "packing-memory-cpu.md").read_text() == "\n".join(report(figures, measured)) + "\n"
+
+    def test_the_readme_quotes_them(self, measured: list[Measured]) -> None:
+        table = (ROOT / "configs" / "README.md").read_text().split("## What packing does to memory")[1]
+        quoted = re.findall(r"\d+\.\d MiB \| \d+\.\d MiB \| \d+\.\d MiB", table)
+
+        assert len(quoted) == 7
+        assert set(quoted) <= {" | ".join(row(m)[-3:]) for m in measured}
