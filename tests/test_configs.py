@@ -151,13 +151,13 @@ def test_it_names_its_recipe_and_a_command_that_exists(name: str) -> None:
 class TestFiguresOnPacking:
     """What configs/README.md says of memory is what the benchmark measured."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def figures(self) -> dict[str, Any]:
         loaded = json.loads((RESULTS / "packing-memory-cpu.json").read_text())
         assert isinstance(loaded, dict)
         return loaded
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def measured(self, figures: dict[str, Any]) -> list[Measured]:
         return [from_json(Measured, case) for case in figures["cases"]]
 
