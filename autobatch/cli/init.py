@@ -7,11 +7,14 @@ import difflib
 import json
 import shlex
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autobatch.scaffold.layout import Plan
+    from autobatch.validation.findings import Report
 
 _DESCRIPTION = """\
 Make a run directory: RUN/finetune.yaml from a torchtune config or one of autobatch's, with
@@ -105,7 +108,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace files that are there; what they held is kept in NAME.old",
     )
-    parser.add_argument("--skip-validation", action="store_true", help="write though a check has failed")
+    parser.add_argument(
+        "--skip-validation", action="store_true", help="show what the checks find, and write all the same"
+    )
+    parser.add_argument(
+        "--no-build",
+        action="store_true",
+        help="check without asking torchtune (seconds) for the model's size and the components' arguments",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="check, print what would change as diffs, and write nothing"
     )
@@ -114,7 +124,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the run, and return the exit code."""
-    from autobatch.scaffold.layout import plan_run, write_run
+    from autobatch.cli.validating import may_go_on
+    from autobatch.scaffold.layout import plan_run, refuse_occupied, write_run
     from autobatch.scaffold.request import InitRequest
     from autobatch.scaffold.script_text import HEADER_OPTIONS
 
@@ -133,8 +144,12 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         Path.cwd(),
     )
+    if not arguments.force and not arguments.dry_run:
+        refuse_occupied(plan)
     for line in (*plan.notes, *(f"warning: {warning}" for warning in plan.warnings)):
         print(f"autobatch: {line}", file=sys.stderr)
+    if not may_go_on(_reports(plan, build=not arguments.no_build), skip=arguments.skip_validation):
+        return 1
     kept: dict[Path, Path] = {}
     if not arguments.dry_run:
         kept = write_run(plan, force=arguments.force)
@@ -154,6 +169,36 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"next: {following}", file=sys.stderr)
     print("\n".join(str(Path(arguments.run, path.name)) for path in plan.files))
     return 0
+
+
+def _reports(plan: Plan, *, build: bool) -> list[Report]:
+    """What `autobatch validate` says of the config before it is there."""
+    from autobatch.validation.validator import validate
+
+    path = plan.config_path
+    with tempfile.TemporaryDirectory(prefix="autobatch-init-") as directory:
+        # By another name than finetune.yaml it is a config by itself, whose files may still be missing.
+        staged = Path(directory).resolve() / f"{plan.run_dir.name}.yaml"
+        staged.write_bytes(plan.files[path].encode())
+        reports = validate([staged], build=build)
+
+    def final(text: str) -> str:
+        return text.replace(str(staged), str(path))
+
+    return [
+        replace(
+            report,
+            path=str(path),
+            name=plan.run_dir.name,
+            # Which files are missing the plan knows: it looks from where the run will be.
+            findings=tuple(
+                replace(f, what=final(f.what), where=final(f.where), remedy=final(f.remedy))
+                for f in report.findings
+                if f.check != "files"
+            ),
+        )
+        for report in reports
+    ]
 
 
 def _positive(text: str) -> int:

@@ -40,6 +40,11 @@ class Plan:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def config_path(self) -> Path:
+        """Of finetune.yaml."""
+        return self.run_dir / CONFIG_NAME
+
     def occupied(self) -> list[Path]:
         """Those files that are there already, with another content."""
         return [path for path, text in self.files.items() if path.exists() and read_text(path) != text]
@@ -102,6 +107,17 @@ def missing_files(text: str, run_dir: Path) -> list[str]:
     return [f"{config.where(f.key)}: {f.key}: {f.path} isn't there yet" for f in direct if not f.exists()]
 
 
+def refuse_occupied(plan: Plan) -> None:
+    """Raises a `UsageError` when a file of the plan is there already, with another content."""
+    occupied = plan.occupied()
+    if occupied:
+        names = " and ".join(str(path) for path in occupied)
+        raise UsageError(
+            f"{names}: there already; name another run directory,\n    or add --force to replace "
+            f"{'them' if len(occupied) > 1 else 'it'}; a copy is kept"
+        )
+
+
 def write_run(plan: Plan, *, force: bool) -> dict[Path, Path]:
     """Writes the files of a plan, each whole or not at all.
 
@@ -117,24 +133,20 @@ def write_run(plan: Plan, *, force: bool) -> dict[Path, Path]:
         EditError: a file can't be written.
     """
     occupied = plan.occupied()
-    if occupied and not force:
-        names = " and ".join(str(path) for path in occupied)
-        raise UsageError(
-            f"{names}: there already; name another run directory,\n    or add --force to replace "
-            f"{'them' if len(occupied) > 1 else 'it'}; a copy is kept"
-        )
+    if not force:
+        refuse_occupied(plan)
     try:
         plan.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{plan.run_dir}: can't be made ({error.strerror})") from error
     kept = {}
     for path, text in plan.files.items():
-        if path not in occupied:
-            replace_file(path, text, expected="" if not path.exists() else text)
-            continue
-        kept[path] = _free_name(path)
-        replace_file(kept[path], read_text(path), expected="")
-        edit_file(path, lambda _, text=text: text)  # type: ignore[misc]
+        if path in occupied:
+            kept[path] = _free_name(path)
+            replace_file(kept[path], read_text(path), expected="")
+            edit_file(path, lambda _, text=text: text)  # type: ignore[misc]
+        elif not path.exists():
+            replace_file(path, text, expected="")
     return kept
 
 

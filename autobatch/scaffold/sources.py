@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def find_source(given: str, cwd: Path) -> Source:
     ours = our_configs()
     if given in ours:
         origin = f"{given} of autobatch {autobatch.__version__}"
-        return Source(ours[given], _read(ours[given], given), origin)
+        text = _read(ours[given], given)
+        recipe_named = re.match(r"#.* recipe (\w+)\.\n", text)
+        return Source(ours[given], text, origin, recipe_named.group(1) if recipe_named else None)
     theirs = torchtune_configs()
     if given in theirs:
         path, recipe = theirs[given]
