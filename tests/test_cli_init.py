@@ -241,15 +241,21 @@ class TestRun:
         assert "models/Llama-3.2-1B-Instruct isn't there yet" in err
         assert "train.json" not in err
 
-    def test_it_probes(
+    def test_it_probes_and_trains(
         self, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """From a config that isn't packed to a measured batch_size, through the files alone."""
+        """From a config that isn't packed to a measured batch_size and a trained model."""
         old = make_run()
         monkeypatch.chdir(old.parent)
         words = ["--model-dir", "model", "--data", "data/train.json", "--max-seq-len", "128"]
 
-        code = main(["init", "run2", "--config", small_config(old), *words, "gradient_accumulation_steps=2"])
+        settings = [
+            "gradient_accumulation_steps=2",
+            "max_steps_per_epoch=1",
+            "lr_scheduler.num_warmup_steps=0",
+        ]
+
+        code = main(["init", "run2", "--config", small_config(old), *words, *settings])
 
         assert code == 0
         err = capsys.readouterr().err
@@ -257,7 +263,7 @@ class TestRun:
         run = read_run(Path("run2"), ProbeRequest("run2"))
         assert (run.packed, run.max_seq_len, run.device) == (True, 128, "cpu")
         assert "gres" not in (run.script.header if run.script else {"gres": ""})
-        probe = ["probe", "run2", "--cluster", "inline", "--max-batch-size", "2", "--capacity", "64GiB"]
+        probe = ["probe", "run2", "--cluster", "inline", "--max-batch-size", "2", "--capacity", "2GiB"]
         assert main(probe) == 0
         result = from_json(ProbeResult, json.loads(Path("run2/probe/result.json").read_text()))
         assert (result.status, result.batch_size) == (Status.DONE, 2)
@@ -266,3 +272,16 @@ class TestRun:
         text = Path("run2/finetune.yaml").read_text()
         assert "\nbatch_size: 2  # sequences, not examples\n" in text
         assert "`autobatch probe` measures the" in text
+
+        tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        trained = subprocess.run(
+            ["bash", "run2/finetune.slurm"],
+            env=os.environ | {"PATH": tools, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert trained.returncode == 0, trained.stderr
+        assert "the measurement holds" in trained.stdout
+        assert list(Path("run2/output").rglob("adapter_model*"))

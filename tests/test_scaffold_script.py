@@ -14,11 +14,10 @@ from autobatch.scaffold.script_text import make_script, recipe_for_script
 from autobatch.shipped import training_script
 
 TEMPLATE = training_script().read_text()
+FULL = "full_finetune_single_device"
 
 
-def made(
-    name: str = "run7", recipe: str = "full_finetune_single_device", device: str = "cuda", **header: str
-) -> str:
+def made(name: str = "run7", recipe: str = FULL, device: str = "cuda", **header: str) -> str:
     options = {option.replace("_", "-"): value for option, value in header.items()}
     return make_script(TEMPLATE, name, recipe, options, device=device, made_from="a config")
 
@@ -29,6 +28,8 @@ def changed(text: str) -> tuple[list[str], list[str]]:
 
 
 def test_name_and_recipe_are_filled_in_and_nothing_else_changes() -> None:
+    training_line = next(line for line in TEMPLATE.splitlines() if line.startswith("tune run "))
+
     gone, new = changed(made())
 
     assert new == [
@@ -36,7 +37,7 @@ def test_name_and_recipe_are_filled_in_and_nothing_else_changes() -> None:
         "#   sbatch --dependency=afterok:$(autobatch probe run7/) run7/finetune.slurm",
         "# or both at once:   autobatch probe run7/ --train",
         "#SBATCH --job-name=run7",
-        "tune run full_finetune_single_device --config finetune.yaml",
+        training_line.replace("lora_finetune_single_device", FULL),
     ]
     assert len(gone) == len(new)
 

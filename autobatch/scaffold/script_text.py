@@ -1,4 +1,4 @@
-"""Makes the text of finetune.slurm out of `slurm/finetune.slurm`: known lines of it are replaced."""
+"""Makes the text of finetune.slurm out of `slurm/finetune.slurm`: known words of it are replaced."""
 
 from __future__ import annotations
 
@@ -89,15 +89,13 @@ def _check_header(header: Mapping[str, str]) -> None:
             )
 
 
-def _replaced(text: str, line: str, by: str) -> str:
-    lines = text.split("\n")
-    if lines.count(line) != 1:
+def _replaced(text: str, known: str, by: str) -> str:
+    if text.count(known) != 1:
         raise UsageError(
-            f"slurm/finetune.slurm isn't the template that this autobatch knows: no line, or several, {line!r}\n"
-            "    install autobatch again"
+            f"slurm/finetune.slurm isn't the template that this autobatch knows: it has {known!r} "
+            f"{text.count(known)} times, not once\n    install autobatch again"
         )
-    lines[lines.index(line)] = by
-    return "\n".join(lines)
+    return text.replace(known, by)
 
 
 def _set_option(text: str, option: str, value: str) -> str:
