@@ -29,7 +29,7 @@ what becomes of the config, unless a key=value says otherwise:
   tokenizer.max_seq_len        2048, where it is null and the run packs
   output_dir                   ./output, where it is below /tmp
   log_peak_memory_stats        True
-  gradient_accumulation_steps  1, where it is missing
+  gradient_accumulation_steps  1, where it is missing; so is batch_size
 
 files:
   RUN/finetune.yaml   the config that `autobatch probe` writes batch_size into
