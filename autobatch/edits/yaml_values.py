@@ -1,24 +1,22 @@
 """Sets values in a YAML text and leaves every other byte as it is.
 
 Covered: comments, quotes, anchors, tags, any newline style, a missing final newline, a byte order mark,
-flow mappings, aliases as values, empty values, block scalars, keys that are missing or merged in.
+flow mappings, aliases as values, empty values, block scalars, keys that are missing or merged in. A list or
+mapping is written on one line, in the place of whatever was there.
 
 Not covered, and refused with an `EditError`: changing a value that something else in the file shares,
-duplicate keys on the way to the value, a list or mapping where a single value belongs, several documents.
+duplicate keys on the way to the value, a single value where a list or mapping is, several documents.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
-import yaml
-
-from autobatch.edits.yaml_nodes import LOADER, Loader, Node, Use, compose, loaded, lookup
+from autobatch.edits.yaml_format import Value, format_value
+from autobatch.edits.yaml_nodes import LOADER, Loader, Node, Use, compose, equal_but_for, loaded, lookup
 from autobatch.errors import EditError
 
-Value = int | bool | float | str
 Path = tuple[str, ...]
 
 _BOM = "\ufeff"
@@ -35,7 +33,7 @@ _BELOW = {"gradient_accumulation_steps": "batch_size"}
 def set_values(
     text: str, values: Mapping[Path, Value], *, name: str = "YAML", loader: Loader = LOADER
 ) -> str:
-    """`text` with the scalars at those key paths replaced, or added where the key is missing.
+    """`text` with the values at those key paths replaced, or added where the key is missing.
 
         >>> print(set_values("batch_size: 4  # fits\\n", {("batch_size",): 24}), end="")
         batch_size: 24  # fits
@@ -60,7 +58,7 @@ def set_values(
     for path, value in values.items():
         _refuse_duplicates(root, path, name)
         found = lookup(root.node, path)
-        if found is None or not _same(loaded(found[1].node), value):
+        if found is None or not _holds(found[1].node, value):
             changed[path] = value
     if not changed:
         return text
@@ -113,23 +111,23 @@ def _splices(text: str, root: Use, values: Mapping[Path, Value], name: str) -> l
         owner = owners[path]
         entry = entries[path]
         if entry is None:
-            line = f"{_format(path[-1])}: {_format(value)}"
+            line = f"{format_value(path[-1])}: {format_value(value)}"
             splices.append(_insertion(text, owner, path[-1], line, first=id(owner) not in begun))
             begun.add(id(owner))
             continue
         use = entry[1]
-        if use.node.kind != "scalar":
+        if use.node.kind != "scalar" and not isinstance(value, (list, dict)):
             raise EditError(
                 f"{name}:{use.line}: {'.'.join(path)} holds a {use.node.kind}, not a single value: "
-                f"set it to {_format(value)} by hand"
+                f"set it to {format_value(value)} by hand"
             )
         if use.is_alias:
-            splices.append((use.start, use.end, _format(value)))
+            splices.append((use.start, use.end, format_value(value)))
             continue
         others = [alias for alias in use.node.aliases if id(alias) not in owned]
         if others:
             raise _shared(name, path, use.line, others[0].line)
-        splices.append(_replacement(text, use, _format(value)))
+        splices.append(_replacement(text, use, format_value(value)))
     return splices
 
 
@@ -242,67 +240,34 @@ def _verify(old: Use, edited: str, values: Mapping[Path, Value], name: str, load
         ) from error
     for path, value in values.items():
         found = lookup(new.node, path) if new else None
-        if not found or not _same(loaded(found[1].node), value):
+        if not found or not _holds(found[1].node, value):
             line = found[1].line if found else old.line
             raise EditError(
-                f"{name}:{line}: {'.'.join(path)} can't be set to {_format(value)} as it is written here "
+                f"{name}:{line}: {'.'.join(path)} can't be set to {format_value(value)} as it is written here "
                 "(does it carry a tag?): set it by hand"
             )
-    if new is None or not _equal_but_for(old.node, new.node, set(values)):
+    if new is None or not equal_but_for(old.node, new.node, set(values)):
         raise EditError(
             f"{name}:{old.line}: setting {_names(values)} would change other values: set it by hand"
         )
 
 
-def _equal_but_for(old: Node, new: Node, values: set[Path]) -> bool:
-    """Whether two documents are the same but for the values at those paths.
-
-    Each pair of nodes is compared once, however many aliases lead there.
-    """
-    on_the_way = {path[:depth] for path in values for depth in range(len(path))}
-    waiting: list[tuple[Node, Node, Path | None]] = [(old, new, ())]
-    compared: set[tuple[int, int]] = set()
-    while waiting:
-        a, b, path = waiting.pop()
-        if path is None:
-            if (id(a), id(b)) in compared:
-                continue
-            compared.add((id(a), id(b)))
-        if (a.kind, a.tag, a.text) != (b.kind, b.tag, b.text):
+def _holds(node: Node, value: Value) -> bool:
+    """Whether `value` is what is written there: same type, same value."""
+    if isinstance(value, list):
+        items = node.children if node.kind == "sequence" else []
+        return node.kind == "sequence" and _all_hold([item.node for item in items], value)
+    if isinstance(value, dict):
+        if node.kind != "mapping" or [key.node.text for key, _ in node.pairs()] != list(value):
             return False
-        if path is not None and a.kind == "mapping":
-            pairs_a, pairs_b = (
-                [(k, v) for k, v in node.pairs() if (*path, k.node.text) not in values] for node in (a, b)
-            )
-            if len(pairs_a) != len(pairs_b):
-                return False
-            for (key_a, value_a), (key_b, value_b) in zip(pairs_a, pairs_b, strict=True):
-                deeper = (*path, key_a.node.text)
-                waiting.append((key_a.node, key_b.node, None))
-                waiting.append((value_a.node, value_b.node, deeper if deeper in on_the_way else None))
-            continue
-        if len(a.children) != len(b.children):
-            return False
-        waiting += [(x.node, y.node, None) for x, y in zip(a.children, b.children, strict=True)]
-    return True
-
-
-def _same(current: object, value: Value) -> bool:
+        return _all_hold([item.node for _, item in node.pairs()], list(value.values()))
+    current = loaded(node)
     return type(current) is type(value) and current == value
+
+
+def _all_hold(nodes: list[Node], values: list[Value]) -> bool:
+    return len(nodes) == len(values) and all(map(_holds, nodes, values))
 
 
 def _names(values: Mapping[Path, Value]) -> str:
     return ", ".join(".".join(path) for path in values)
-
-
-def _format(value: Value) -> str:
-    """As torchtune's configs write it: ``True``, ``24``, ``0.7``; a string in quotes where it needs them."""
-    if isinstance(value, (bool, int)):
-        return str(value)
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value):
-        resolver: Any = yaml.resolver.Resolver()
-        if resolver.resolve(yaml.ScalarNode, value, (True, False)) == "tag:yaml.org,2002:str":
-            return value
-    quotes = '"' if isinstance(value, str) else None
-    dumped = yaml.safe_dump(value, default_style=quotes, width=float("inf"), allow_unicode=True)
-    return dumped.removesuffix("\n").removesuffix("\n...")
