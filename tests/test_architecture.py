@@ -18,13 +18,14 @@ FOUNDATION = {"autobatch", "errors", "records", "units"}
 
 #: room or top-level module -> rooms and modules that it may import, besides itself and the foundation.
 MAY_IMPORT = {
-    "cli": {"api", "demo", "launch", "probing", "report", "runs"},
+    "cli": {"api", "demo", "edits", "launch", "metrics", "probing", "report", "runs", "skills"},
     "api": {"launch", "probing", "runs"},
     "launch": {"edits", "probing", "runs"},
     "probing": {"edits", "packing", "runs"},
     "packing": set(),
     "metrics": {"edits", "runs"},
-    "report": set(),
+    "report": {"metrics", "probing", "runs"},
+    "skills": {"edits"},
     "demo": set(),
     "edits": set(),
     "runs": set(),
@@ -44,6 +45,7 @@ NEVER = {
     "launch": {"torch", "torchtune"},
     "metrics": {"torch", "torchtune", "submitit"},
     "report": {"torch", "torchtune", "submitit"},
+    "skills": {"torch", "torchtune", "submitit"},
     "demo": {"submitit"},
 }
 

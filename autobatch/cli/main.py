@@ -18,6 +18,8 @@ COMMANDS = {
     "status": "show how far the probes of a run or an experiment are",
     "cancel": "end the probe of a run",
     "report": "show the last probe of a run",
+    "compare": "show the runs of an experiment side by side",
+    "skills": "list the skills for an agent that works on the cluster, or install them",
     "demo": "lay out a complete small run and probe it",
 }
 
