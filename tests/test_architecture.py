@@ -18,7 +18,7 @@ FOUNDATION = {"autobatch", "errors", "records", "units"}
 
 #: room or top-level module -> rooms and modules that it may import, besides itself and the foundation.
 MAY_IMPORT = {
-    "cli": {"api", "demo", "launch", "probing", "report", "runs"},
+    "cli": {"api", "demo", "launch", "metrics", "probing", "report", "runs"},
     "api": {"launch", "probing", "runs"},
     "launch": {"edits", "probing", "runs"},
     "probing": {"edits", "packing", "runs"},

@@ -18,6 +18,7 @@ COMMANDS = {
     "status": "show how far the probes of a run or an experiment are",
     "cancel": "end the probe of a run",
     "report": "show the last probe of a run",
+    "metrics": "record what a training took in runs_status.yaml",
     "demo": "lay out a complete small run and probe it",
 }
 
