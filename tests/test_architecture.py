@@ -58,7 +58,6 @@ HEAVY = {"torch", "torchtune", "torchao", "submitit", "datasets", "matplotlib", 
 LONG = {
     "records.py": "every record and its documentation, side by side",
     "probing/job.py": "the story on the node, from top to bottom",
-    "edits/yaml_values.py": "one algorithm",
 }
 
 #: Modules outside cli/ that end a process, with the reason.

@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "show the last probe of a run",
     "compare": "show the runs of an experiment side by side",
     "skills": "list the skills for an agent that works on the cluster, or install them",
+    "metrics": "record what a training took in runs_status.yaml",
     "demo": "lay out a complete small run and probe it",
 }
 

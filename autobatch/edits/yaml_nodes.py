@@ -28,7 +28,7 @@ LOADER: Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 _MERGE = "tag:yaml.org,2002:merge"
 _YAML_KINDS = {"scalar": yaml.ScalarNode, "mapping": yaml.MappingNode, "sequence": yaml.SequenceNode}
-_KNOWN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "str")}
+_KNOWN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "null", "str")}
 
 
 @dataclass(eq=False, slots=True)
@@ -218,7 +218,7 @@ def _lookup_key(mapping: Node, key: str) -> tuple[Use, Use] | None:
 
 
 def loaded(node: Node) -> object:
-    """The bool, int, float or str that a scalar loads as; for anything else the node itself."""
+    """The bool, int, float, str or None that a scalar loads as; for anything else the node itself."""
     if node.kind == "scalar" and node.tag in _KNOWN_TAGS:
         try:
             return yaml.constructor.SafeConstructor().construct_object(yaml.ScalarNode(node.tag, node.text))
