@@ -18,9 +18,10 @@ FOUNDATION = {"autobatch", "errors", "records", "units"}
 
 #: room or top-level module -> rooms and modules that it may import, besides itself and the foundation.
 MAY_IMPORT = {
-    "cli": {"api", "demo", "edits", "launch", "metrics", "probing", "report", "runs", "skills"},
+    "cli": {"api", "demo", "edits", "launch", "metrics", "probing", "report", "runs", "skills", "validation"},
     "api": {"launch", "probing", "runs"},
     "launch": {"edits", "probing", "runs"},
+    "validation": {"edits", "probing", "runs"},
     "probing": {"edits", "packing", "runs"},
     "packing": set(),
     "metrics": {"edits", "runs"},
@@ -42,6 +43,7 @@ NEVER = {
     "edits": {"torch", "torchtune", "submitit"},
     "probing": {"submitit"},
     "packing": {"submitit"},
+    "validation": {"submitit"},
     "launch": {"torch", "torchtune"},
     "metrics": {"torch", "torchtune", "submitit"},
     "report": {"torch", "torchtune", "submitit"},

@@ -13,6 +13,7 @@ from autobatch.errors import AutobatchError
 #: name -> what it does. Each is a module of this package with `add_arguments(parser)` and `run(arguments)`;
 #: only the one that is called is imported.
 COMMANDS = {
+    "validate": "check a config, a run, an experiment or a plan before it costs a job",
     "probe": "measure the largest batch_size of a run and write it into its files",
     "verify": "check that a run's probe still holds, as the first line of its training job",
     "status": "show how far the probes of a run or an experiment are",

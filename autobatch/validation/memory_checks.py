@@ -1,0 +1,125 @@
+"""batch_size against what was measured, or else against the rule of thumb.
+
+A rule of thumb is no fact. Above it is an error only where the planning document has one and it can hold: a
+packed run on one card. Unpacked it is a warning (the memory of a row depends on the examples), with several
+devices an info (each holds a part of the model). What was measured replaces the rule.
+"""
+
+from __future__ import annotations
+
+from autobatch.records import Limit as Cap
+from autobatch.records import ProbeResult, Verdict
+from autobatch.units import format_bytes, format_percent
+from autobatch.validation.findings import Collector, Severity
+from autobatch.validation.limits import Limit
+from autobatch.validation.measured import Measured
+from autobatch.validation.subject import Subject
+
+_CHECK = "batch-size-limit"
+_MEASURED = "batch-size-measured"
+#: Words in the names of recipes for which the rule wasn't made: pairs of answers, a second model.
+_OTHERWISE = frozenset({"dpo", "distillation"})
+
+
+def check_batch_size(subject: Subject, limit: Limit | None, measured: Measured, c: Collector) -> None:
+    """batch_size fits, as far as anything says so.
+
+    Args:
+        subject: the config.
+        limit: its model's row in the rule of thumb; None when there is none.
+        measured: what the probe's files say.
+        c: gets the findings.
+    """
+    size = subject.integer("batch_size")
+    where = subject.config.where("batch_size")
+    if size is None:
+        return
+    if measured.result is not None:
+        _hold_against_measurement(size, measured.result, where, c)
+        return
+    if measured.stale:
+        c.info(
+            _MEASURED,
+            f"{measured.stale}; the rule of thumb is applied",
+            where,
+            "autobatch probe measures again",
+        )
+    if limit is None or subject.config.get("device") == "cpu":
+        return
+    if subject.recipe is not None and _OTHERWISE & set(subject.recipe.name.split("_")):
+        return
+    _hold_against_rule(subject, size, limit, where, c)
+
+
+def _hold_against_measurement(size: int, result: ProbeResult, where: str, c: Collector) -> None:
+    trial = next((t for t in reversed(result.trials) if t.batch_size == size), None)
+    peak = trial.peak_bytes if trial else None
+    capacity, best = result.capacity_bytes, result.batch_size
+    assert best is not None
+    share = (
+        f"{format_bytes(peak)}, {format_percent(peak, capacity)} of {format_bytes(capacity)}"
+        if peak and capacity
+        else ""
+    )
+    if size == best or (trial is not None and trial.verdict is Verdict.FITS):
+        c.info(
+            _MEASURED,
+            f"batch_size {size} is measured: peak {share}" + ("" if size == best else f"; {best} fits too"),
+            where,
+        )
+    elif size < best:
+        c.info(_MEASURED, f"batch_size {size} is below {best}, which was measured to fit", where)
+    elif trial is not None or result.limit is Cap.MEMORY:
+        ended = (
+            f" ({size} was measured: {trial.verdict.value}{', ' + share if share else ''})" if trial else ""
+        )
+        c.error(
+            _MEASURED,
+            f"batch_size {size} is above {best}, the largest that was measured to fit{ended}",
+            where,
+            f"set batch_size: {best}, or probe again with another --target or --capacity",
+        )
+    else:
+        limit = result.limit.value if result.limit else "the probe"
+        c.warning(
+            _MEASURED,
+            f"batch_size {size} is above {best}, which was measured; larger ones weren't, because of {limit}",
+            where,
+            f"set batch_size: {best}, or probe again",
+        )
+
+
+def _hold_against_rule(subject: Subject, size: int, limit: Limit, where: str, c: Collector) -> None:
+    packed = subject.packed
+    most = limit.packed if packed else limit.unpacked
+    how = (
+        f"a {limit.label} model with packed: {packed}"
+        if limit.label[0].isdigit()
+        else f"a model of {limit.label}"
+    )
+    measure = "measure it: autobatch probe RUN"
+    if size > most and subject.several_devices:
+        c.info(
+            _CHECK,
+            f"batch_size {size} is above {most}, the rule of thumb for {how} on one card; with several devices, "
+            "each of which holds a part of the model, it says little",
+            where,
+        )
+    elif size > most:
+        severity = Severity.ERROR if packed else Severity.WARNING
+        other = f", or packed: False, with which the rule allows {limit.unpacked}" if packed else ""
+        add = c.error if severity is Severity.ERROR else c.warning
+        add(
+            _CHECK,
+            f"batch_size {size} is above {most}, the rule of thumb for {how} on one 80 GB card: it may run out of memory",
+            where,
+            f"{measure}; until then batch_size: {most}{other}",
+        )
+    elif packed and size == most > 1 and not subject.several_devices:
+        c.warning(
+            _CHECK,
+            f"batch_size {size} is the most that the rule of thumb allows {how} on one 80 GB card: it may run out "
+            "of memory on a smaller one",
+            where,
+            f"{measure}; until then batch_size: {most // 2} is safer",
+        )
