@@ -19,9 +19,9 @@ COMMANDS = {
     "status": "show how far the probes of a run or an experiment are",
     "cancel": "end the probe of a run",
     "report": "show the last probe of a run",
+    "metrics": "record what a training took in runs_status.yaml",
     "compare": "show the runs of an experiment side by side",
     "skills": "list the skills for an agent that works on the cluster, or install them",
-    "metrics": "record what a training took in runs_status.yaml",
     "demo": "lay out a complete small run and probe it",
 }
 

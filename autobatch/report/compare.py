@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autobatch.errors import UsageError
-from autobatch.metrics.status_file import read_status
+from autobatch.metrics.status_file import STATUS_NAME, read_status
 from autobatch.report.caveats import caveats
 from autobatch.report.recommendations import recommendations
 from autobatch.report.remark import Remark
@@ -17,9 +17,6 @@ from autobatch.report.run_figures import RunFigures
 from autobatch.report.run_sources import read_figures
 from autobatch.runs.directory import CONFIG_NAME
 from autobatch.runs.experiment import find_runs
-
-STATUS_NAME = "runs_status.yaml"
-
 
 @dataclass(frozen=True)
 class Comparison:

@@ -17,8 +17,8 @@ from typing import Any
 
 from autobatch.errors import UsageError
 from autobatch.metrics.records import Source
-from autobatch.probing.identity import run_fingerprint
-from autobatch.records import Metric, ProbeResult, Status
+from autobatch.probing.verification import holds_for_config
+from autobatch.records import Metric, ProbeResult, Status, Verdict
 from autobatch.report.entry_section import Section
 from autobatch.report.run_figures import RunFigures
 from autobatch.runs.config import read_config
@@ -98,15 +98,14 @@ def _read_config(run_dir: Path, sources: _Sources) -> None:
 def _probed_config(run_dir: Path, sources: _Sources) -> dict[str, Any] | None:
     """The config of a run that was probed, and whether the probe was of it; None when it can't be said."""
     result = sources.result
-    if result is None or result.status is not Status.DONE or result.device is None:
+    if result is None or result.status is not Status.DONE:
         return None
     try:
         run = read_run(run_dir, result.request)
     except UsageError as error:
         sources.remarks.append(f"can't be probed as it is now: {str(error).splitlines()[0]}")
         return None
-    environment = {**os.environ, **(run.script.exports if run.script else {})}
-    sources.is_stale = run_fingerprint(run, result.request, result.device, environment) != result.fingerprint
+    sources.is_stale = not holds_for_config(run, result)
     return run.resolved()
 
 
@@ -243,11 +242,13 @@ def _prediction(
         return stored, "runs_status.yaml"
     if result is None or batch_size is None:
         return None, None
-    if peak is not None and result.metric is not Metric.RESERVED:
-        # The peak that a training logs is the reserved one; another kind is no prediction of it.
+    kind = metrics.text("peak_gpu_memory_source") or "reserved"
+    if peak is not None and (result.metric is not Metric.RESERVED or kind != "reserved"):
+        # A peak of another kind is no prediction.
         return None, None
     for trial in result.trials:
-        if trial.batch_size == batch_size and trial.peak_bytes is not None:
+        measured = trial.verdict in (Verdict.FITS, Verdict.OVER_TARGET)
+        if trial.batch_size == batch_size and measured and trial.peak_bytes is not None:
             return _gib(trial.peak_bytes), "trial"
     if result.fit is None:
         return None, None
