@@ -29,8 +29,7 @@ _SIGNAL = re.compile(rb"line \d+: +\d+ (?:Killed|Aborted|Segmentation fault|Bus 
 #: A line that says something about memory holds one of these.
 MEMORY_MARKS = (
     *(hint.encode() for hint in HINTS),
-    b"oom-kill",
-    b"oom_kill",
+    b"oom",
     b"memory limit",
     b"Out Of Memory",
     b"Out of memory",

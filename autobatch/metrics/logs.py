@@ -38,6 +38,8 @@ _PEAK = re.compile(rb"[Pp]eak GPU memory[:\s]+(\d{1,9}(?:\.\d{1,9})?) ?Gi?B")
 _WANDB = re.compile(rb"wandb: +(\w{1,100}) +([-+.\w]{1,40})\s*$")
 _CLOCK = re.compile(rb"Training (started|completed).*?(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)")
 
+_STEP_MARKS = {b"Step ", b"|Loss: "}
+
 Rule = tuple[bytes, Callable[[bytes], None]]
 
 
@@ -143,7 +145,14 @@ class _Reader:
     def read(self, path: Path) -> _Training:
         for block in blocks(path):
             rules = [rule for rule in self._rules if rule[0] in block]
-            if rules or self._config is not None or self._training.ending.in_traceback:
+            within = self._config is not None or self._training.ending.in_traceback
+            if not within and not self._muted and {mark for mark, _ in rules} <= _STEP_MARKS:
+                before = self._training.steps.last_step
+                if self._training.steps.read_block(block):
+                    if b"|Loss: " in block and self._training.steps.last_step > before:
+                        self._training.ending.went_on()
+                    continue
+            if rules or within:
                 for line in lines(block):
                     self._read_line(line, rules)
         self._end_config()

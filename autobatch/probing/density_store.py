@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from autobatch.packing.build import PackSpec
 from autobatch.packing.logs import packing_progress
@@ -16,8 +16,16 @@ from autobatch.probing.worker import pack_dataset, read_dataset_once
 from autobatch.records import Density, from_json
 from autobatch.runs.fingerprint import data_signature
 
-if TYPE_CHECKING:
-    from autobatch.runs.directory import RunDirectory
+
+class HasDataset(Protocol):
+    """What a run must tell for its dataset to be packed."""
+
+    @property
+    def working_dir(self) -> Path:
+        """To which relative paths in the config are relative."""
+
+    def resolved(self) -> dict[str, Any]:
+        """The config, resolved, as plain containers."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class DensityStore:
     """
 
     def __init__(
-        self, run: RunDirectory, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
+        self, run: HasDataset, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
     ) -> None:
         self._run = run
         self._directory = directory

@@ -101,7 +101,7 @@ def read_run(
     check_request(request)
     findings = Findings()
     cwd = (cwd or Path.cwd()).resolve()
-    path = _find_directory(cwd / run_dir, findings)
+    path = find_directory(cwd / run_dir, findings)
     if path is None:
         raise RunProblems(findings.problems)
     script = read_run_script(path / SCRIPT_NAME, os.environ if environ is None else environ, findings)
@@ -149,7 +149,8 @@ def check_request(request: ProbeRequest) -> None:
         raise UsageError("\n".join(wrong))
 
 
-def _find_directory(given: Path, findings: Findings) -> Path | None:
+def find_directory(given: Path, findings: Findings) -> Path | None:
+    """The run directory that was meant, resolved; None when it isn't one."""
     path = given.resolve()
     if path.is_file() and path.name == CONFIG_NAME:
         path = path.parent
