@@ -18,6 +18,7 @@ from autobatch.report.run_sources import read_figures
 from autobatch.runs.directory import CONFIG_NAME
 from autobatch.runs.experiment import find_runs
 
+
 @dataclass(frozen=True)
 class Comparison:
     """The runs of an experiment side by side.

@@ -74,7 +74,9 @@ def as_json(comparison: Comparison) -> str:
         "caveats": [_remark(remark) for remark in comparison.caveats],
         "recommendations": [_remark(remark) for remark in comparison.recommendations],
     }
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A directory's name that isn't UTF-8 holds surrogates, which only their escapes can be written of.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 FORMATS: Mapping[str, Callable[[Comparison], str]] = {
