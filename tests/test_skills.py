@@ -13,7 +13,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,45 +154,32 @@ def options_of(command: str) -> set[str]:
     return {option for action in parser._actions for option in action.option_strings}
 
 
-@pytest.fixture(scope="module")
-def probed(laid_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment whose run was probed."""
-    experiment = tmp_path_factory.mktemp("probed") / "experiment"
-    shutil.copytree(laid_out, experiment)
-    result = run_probe(ProbeRequest(str(experiment / "run1"), max_batch_size=2))
-    assert result.status is Status.DONE
-    return experiment
+@dataclass(frozen=True)
+class Workplace:
+    """Where the commands are run: always the same directory, whose results then hold."""
 
+    directory: Path
 
-@pytest.fixture(scope="module")
-def trained(probed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same after a few steps of the run's own recipe, logged as its Slurm job would."""
-    experiment = tmp_path_factory.mktemp("trained") / "experiment"
-    shutil.copytree(probed, experiment)
-    run = experiment / "run1"
-    tune = Path(sys.executable).parent / "tune"
-    words = ["run", "lora_finetune_single_device", "--config", "finetune.yaml", "max_steps_per_epoch=3"]
-    with (run / "slurm-7.out").open("w") as log:
-        subprocess.run([tune, *words], cwd=run, stdout=log, stderr=log, check=True, timeout=300)
-    return experiment
+    @property
+    def experiment(self) -> Path:
+        return self.directory / "experiment"
 
+    def keep(self, state: str) -> None:
+        """Remember the experiment as it is."""
+        shutil.copytree(self.experiment, self.directory / state)
 
-@pytest.fixture
-def shell(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """Runs a line in bash with this checkout's `autobatch` on the PATH."""
-    script = tmp_path / "bin" / "autobatch"
-    script.parent.mkdir()
-    script.write_text(
-        f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} -m autobatch.cli.main "$@"\n'
-    )
-    script.chmod(0o755)
-    environment = os.environ | {"PATH": f"{script.parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    def restore(self, state: str) -> None:
+        """The experiment as it was then."""
+        shutil.rmtree(self.experiment)
+        shutil.copytree(self.directory / state, self.experiment)
 
-    def run(line: str) -> subprocess.CompletedProcess[str]:
+    def shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a line in bash with this checkout's `autobatch` on the PATH."""
+        path = f"{self.directory / 'bin'}:{os.environ['PATH']}"
         return subprocess.run(
             ["bash", "-c", line],
-            cwd=tmp_path,
-            env=environment,
+            cwd=self.directory,
+            env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -201,7 +187,27 @@ def shell(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
             timeout=300,
         )
 
-    return run
+
+@pytest.fixture(scope="module")
+def workplace(laid_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """With an experiment whose run was probed, and the same after a few steps of training."""
+    place = Workplace(tmp_path_factory.mktemp("workplace"))
+    script = place.directory / "bin" / "autobatch"
+    script.parent.mkdir()
+    script.write_text(
+        f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} -m autobatch.cli.main "$@"\n'
+    )
+    script.chmod(0o755)
+    shutil.copytree(laid_out, place.experiment)
+    run = place.experiment / "run1"
+    assert run_probe(ProbeRequest(str(run), max_batch_size=2)).status is Status.DONE
+    place.keep("probed")
+    tune = Path(sys.executable).parent / "tune"
+    words = ["run", "lora_finetune_single_device", "--config", "finetune.yaml", "max_steps_per_epoch=3"]
+    with (run / "slurm-7.out").open("w") as log:
+        subprocess.run([tune, *words], cwd=run, stdout=log, stderr=log, check=True, timeout=300)
+    place.keep("trained")
+    return place
 
 
 def substituted(line: str) -> str:
@@ -217,16 +223,10 @@ def substituted(line: str) -> str:
     [block for block in BLOCKS if block.info == "sh"],
     ids=lambda block: f"{block.skill}:{block.line}",
 )
-def test_every_command_of_a_skill_runs(
-    block: Block,
-    shell: Callable[[str], subprocess.CompletedProcess[str]],
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-) -> None:
-    state = "probed" if block.skill in BEFORE_TRAINING else "trained"
-    shutil.copytree(request.getfixturevalue(state), tmp_path / "experiment")
+def test_every_command_of_a_skill_runs(block: Block, workplace: Workplace) -> None:
+    workplace.restore("probed" if block.skill in BEFORE_TRAINING else "trained")
     for line in block.commands:
-        ended = shell(substituted(line))
+        ended = workplace.shell(substituted(line))
 
         told = f"{line}\n{ended.stdout}{ended.stderr}"
         assert ended.returncode == ENDS_WITH.get(line, 0), told
