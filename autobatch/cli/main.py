@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": "check that a run's probe still holds, as the first line of its training job",
     "status": "show how far the probes of a run or an experiment are",
     "cancel": "end the probe of a run",
+    "density": "show how the dataset of a run packs, from the dataset or from logs",
     "report": "show the last probe of a run",
     "metrics": "record what a training took in runs_status.yaml",
     "demo": "lay out a complete small run and probe it",

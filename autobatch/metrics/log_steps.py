@@ -6,10 +6,10 @@ import math
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
-from operator import itemgetter
+from operator import ge, gt, itemgetter
 from statistics import median
 
 from autobatch.metrics.records import EpochMetrics
@@ -23,6 +23,8 @@ _VALUE = re.compile(rb"(\w+):([-+.\w]+)(?= |$)")
 _BAR = re.compile(
     rb"(\d{1,9})\|(\d{1,15})\|Loss: ([^:|\s]+): +\d+%\|[^|]*\| (\d{1,15})/(\d{1,15}) \[((?:\d{1,9}:)+\d{1,9})<"
 )
+_BAR_HEAD = re.compile(rb"\r(\d{1,9})\|(\d{1,15})\|Loss: ")
+_LINE_END = re.compile(rb"[\r\n]|$")
 _TOKENS = "tokens_per_second_per_gpu"
 _PEAKS = {"peak_memory_reserved": "reserved", "peak_memory_alloc": "alloc", "peak_memory_active": "active"}
 _KEPT = ("loss", _TOKENS, *_PEAKS)
@@ -55,6 +57,14 @@ class StepTable:
             if name not in self._columns:
                 self._columns[name] = array("d", [_MISSING]) * len(self.steps)
             self._columns[name][-1] = value
+
+    def extend(self, steps: Sequence[int], columns: Mapping[str, Iterable[float]]) -> None:
+        """Add many steps at once, in ascending order, all of them later than those that are known."""
+        known = len(self.steps)
+        self.steps.extend(steps)
+        for name in {*self._columns, *columns}:
+            column = self._columns.setdefault(name, array("d", [_MISSING]) * known)
+            column.extend(columns.get(name) or [_MISSING] * len(steps))
 
     def go_back_to(self, step: int) -> None:
         """Forget this step and all after it."""
@@ -111,6 +121,55 @@ class StepLines:
     def __init__(self) -> None:
         self.table = StepTable()
         self.bars: dict[int, EpochBar] = {}
+
+    def read_block(self, block: bytes) -> bool:
+        """All lines of a block that has nothing else to say, at once, which is several times faster.
+
+        Returns:
+            False where the lines aren't the regular ones, in order: then it takes reading one by one.
+        """
+        count = block.count(b"|Loss: ")
+        heads = _BAR_HEAD.findall(b"\r" + block) if count else []
+        numbers = [int(step) for _, step in heads]
+        latest = max((bar.last_step for bar in self.bars.values()), default=0)
+        if len(heads) < count or (numbers and numbers[0] < latest) or any(map(gt, numbers, numbers[1:])):
+            return False
+        if not self._read_regular_steps(block):
+            return False
+        for epoch, step in dict(heads).items():
+            # The first that shows the step: the bar is drawn again with it when the next step is done.
+            start = block.index(b"%b|%b|Loss: " % (epoch, step))
+            end = _LINE_END.search(block, start)
+            self.read_bar(block[start : end.start() if end else None])
+        return True
+
+    def _read_regular_steps(self, block: bytes) -> bool:
+        """Lines that all have the values that the first has."""
+        count = block.count(b"Step ")
+        first = _STEP.search(block) if count else None
+        if first is None:
+            return not count
+        line = block[first.end() : block.find(b"\n", first.end())]
+        names = [name.decode() for name, _ in _VALUE.findall(line)]
+        kept = [name for name in names if name in _KEPT]
+        pattern = "".join(
+            rf"{name}:([-+.\w]+) " if name in _KEPT else rf"{name}:[-+.\w]+ " for name in names
+        ).encode()
+        found = re.findall(rb"\bStep (\d{1,15}) \| " + pattern + rb"(?=[\r\n]|$)", block)
+        if not kept or len(found) != count:
+            return False
+        texts = list(zip(*found, strict=True))
+        steps = [int(text) for text in texts[0]]
+        if any(map(ge, steps, steps[1:])) or (self.table and steps[0] <= self.table.steps[-1]):
+            return False
+        try:
+            columns = {
+                name: array("d", map(float, column)) for name, column in zip(kept, texts[1:], strict=True)
+            }
+        except ValueError:
+            return False
+        self.table.extend(steps, columns)
+        return True
 
     def read_step(self, line: bytes) -> None:
         """A metric logger's line."""
@@ -177,8 +236,11 @@ class StepLines:
 
     def peaks(self, first: int = 0, last: int = 2**62) -> dict[str, float]:
         """Largest peak of those steps, GiB, by kind."""
-        found = {kind: self.table.values(name, first, last) for name, kind in _PEAKS.items()}
-        return {kind: max(values) for kind, values in found.items() if values}
+        return {
+            kind: max(values)
+            for name, kind in _PEAKS.items()
+            if (values := self.table.values(name, first, last))
+        }
 
     def epochs(self) -> tuple[EpochMetrics, ...]:
         """Each epoch that has a progress bar."""

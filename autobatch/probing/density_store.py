@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from autobatch.packing.build import PackSpec
 from autobatch.packing.logs import packing_progress
@@ -16,8 +16,16 @@ from autobatch.probing.worker import pack_dataset, read_dataset_once
 from autobatch.records import Density, from_json
 from autobatch.runs.fingerprint import data_signature
 
-if TYPE_CHECKING:
-    from autobatch.runs.directory import RunDirectory
+
+class HasDataset(Protocol):
+    """What a run must tell for its dataset to be packed."""
+
+    @property
+    def working_dir(self) -> Path:
+        """To which relative paths in the config are relative."""
+
+    def resolved(self) -> dict[str, Any]:
+        """The config, resolved, as plain containers."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class DensityStore:
     """
 
     def __init__(
-        self, run: RunDirectory, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
+        self, run: HasDataset, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
     ) -> None:
         self._run = run
         self._directory = directory
@@ -78,7 +86,7 @@ class DensityStore:
             self._packed,
             self._sample,
         ]
-        kept = self._read_kept()
+        kept = _read_kept(self._kept)
         if not fresh and kept is not None and kept.get("key") == key and self.rows.exists():
             return PackingOutcome(from_json(Density, kept["density"]), kept["held_bytes"])
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -119,9 +127,27 @@ class DensityStore:
         self._kept.write_text(json.dumps({"key": key, **said}), encoding="utf-8")
         return PackingOutcome(from_json(Density, said["density"]), said["held_bytes"])
 
-    def _read_kept(self) -> dict[str, Any] | None:
-        try:
-            kept = json.loads(self._kept.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+
+def kept_density(directory: Path, signature: str, *, packed: bool) -> Density | None:
+    """The density on file for a dataset, if it is the one that was packed; None else.
+
+    Args:
+        directory: the run's `probe/`.
+        signature: `runs.fingerprint.data_signature` of the dataset as it is now.
+        packed: of its packs, or of its examples.
+    """
+    kept = _read_kept(directory / "density.json")
+    try:
+        if kept is None or kept["key"][1:3] != [signature, packed]:
             return None
-        return kept if isinstance(kept, dict) else None
+        return from_json(Density, kept["density"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read_kept(file: Path) -> dict[str, Any] | None:
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept if isinstance(kept, dict) else None

@@ -12,20 +12,20 @@ from autobatch.errors import UsageError
 
 
 @contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run's `probe/`, which the kernel drops when this process ends.
+def only_one(directory: Path, what: str = "probe") -> Iterator[None]:
+    """Hold the lock of a run's `probe/` or of a directory in it, which the kernel drops when this process ends.
 
     Raises:
-        UsageError: another probe holds it, or the directory can't be written.
+        UsageError: another one holds it, or the directory can't be written.
     """
     try:
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         # Not at once: `is_held` takes it for a moment.
         with FileLock(directory / "lock", timeout=2):
             yield
     except Timeout as error:
         raise UsageError(
-            f"{directory}: another probe of this run is under way; wait for it, or end it and try again"
+            f"{directory}: another {what} of this run is under way; wait for it, or end it and try again"
         ) from error
     except PermissionError as error:
         raise UsageError(

@@ -20,11 +20,10 @@ _NOT_OUT_OF_MEMORY = re.compile(r"out of resource: shared memory")
 
 #: Any text that `is_out_of_memory` is true of holds one of these: for looking through much text fast.
 HINTS = (
-    "OutOfMemoryError",
     "out of memory",
     "ALLOC_FAILED",
     "allocate memory",
-    "MemoryError",
+    "MemoryError",  # OutOfMemoryError too
     "bad_alloc",
     "OUT_OF_MEMORY",
     "INTERNAL ASSERT FAILED",
