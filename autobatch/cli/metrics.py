@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,12 +55,16 @@ runs_status.yaml, the entry of a run (a value that isn't known is left out, or n
 
 exit codes:
   0  recorded
-  1  nothing could be extracted of any run
+  1  nothing could be extracted of any run; with --init: no config could be read
   2  there is no run at PATH, a file can't be read, or runs_status.yaml can't be edited safely
 
 example:
   $ autobatch metrics demo-run/
 """
+
+_HEADER = (
+    "run", "status", "batch_size", "peak", "predicted", "off by", "density", "tokens/s", "training", "",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,14 +115,15 @@ def run(arguments: argparse.Namespace) -> int:
     runs = find_runs(path)
     if not runs:
         raise UsageError(f"{arguments.path}: no finetune.yaml here or one level below")
-    given = [f"--{name}" for name in ("log", "job", "exit_code") if getattr(arguments, name) is not None]
-    if arguments.init and given:
+    options = {"--log": arguments.log, "--job": arguments.job, "--exit-code": arguments.exit_code}
+    option = next((name for name, value in options.items() if value is not None), None)
+    if arguments.job is not None and not re.fullmatch(r"\d+(_\d+)?", arguments.job):
+        raise UsageError(f"--job {arguments.job!r} is no job's id: give a number, or 28_0 of an array")
+    if arguments.init and option:
+        raise UsageError(f"--init plans a training, and {option} is of one that has run: drop one of them")
+    if len(runs) > 1 and option:
         raise UsageError(
-            f"--init plans a training, and {given[0].replace('_', '-')} is of one that has run: drop one"
-        )
-    if len(runs) > 1 and given:
-        raise UsageError(
-            f"{given[0].replace('_', '-')} is of one run, and {arguments.path} holds {len(runs)}: name a run, such as {runs[0]}"
+            f"{option} is of one run, and {arguments.path} holds {len(runs)}: name a run, such as {runs[0]}"
         )
     return _plan(runs, arguments) if arguments.init else _extract(runs, arguments)
 
@@ -128,24 +134,26 @@ def _plan(runs: Sequence[Path], arguments: argparse.Namespace) -> int:
     from autobatch.metrics.trained_config import read_trained_config
 
     rows: list[dict[str, Any]] = []
+    readable = False
     for found in runs:
         config = read_trained_config(found, {}, None)
         for note in config.notes:
             _say(found, note)
         if not config.values:
             continue
+        readable = True
         change = record_planned(found, config, dry_run=arguments.dry_run)
         if change is None:
             _say(found, "was trained already; its entry is left as it is")
         else:
-            rows.append({"run": found.name, "entry": planned_entry(config), **_written(change)})
+            rows.append({"run_name": found.name, **planned_entry(config), **_written(change)})
             _show_change(change, arguments)
     if arguments.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif not arguments.dry_run:
         for row in rows:
-            print(f"{row['run']}: {'planned in' if row['changed'] else 'is as it was in'} {row['file']}")
-    return 0 if rows else 1
+            print(f"{row['run_name']}: {'planned in' if row['changed'] else 'is as it was in'} {row['file']}")
+    return 0 if readable else 1
 
 
 def _extract(runs: Sequence[Path], arguments: argparse.Namespace) -> int:
@@ -166,7 +174,7 @@ def _extract(runs: Sequence[Path], arguments: argparse.Namespace) -> int:
         change = record(metrics, dry_run=arguments.dry_run)
         recorded.append(metrics)
         read = {"sources": list(metrics.sources), "notes": list(metrics.notes)}
-        rows.append({"run": metrics.run.name, **run_file(metrics), **read, **_written(change)})
+        rows.append(run_file(metrics) | read | _written(change))
         _show_change(change, arguments)
     if arguments.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -181,18 +189,6 @@ def _print_table(found: Sequence[RunMetrics]) -> None:
     from autobatch.report.table import text_table
     from autobatch.units import format_seconds
 
-    header = (
-        "run",
-        "status",
-        "batch_size",
-        "peak",
-        "predicted",
-        "off by",
-        "density",
-        "tokens/s",
-        "training",
-        "",
-    )
     rows = []
     for metrics in found:
         memory, off = metrics.memory, metrics.memory.percent_of_prediction
@@ -209,7 +205,7 @@ def _print_table(found: Sequence[RunMetrics]) -> None:
         )
         told = ["-" if cell is None else str(cell) for cell in cells]
         rows.append((metrics.run.name, *told, metrics.outcome.failure or ""))
-    print("\n".join(text_table(header, rows, numbers=False)))
+    print("\n".join(text_table(_HEADER, rows, numbers=False)))
 
 
 def _show_change(change: Change, arguments: argparse.Namespace) -> None:

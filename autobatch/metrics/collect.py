@@ -74,6 +74,8 @@ def collect(
     """
     read = [_read(run, logs, job_id) for run in runs]
     accounts = job_accounts([sources.job_id for sources in read if sources.job_id], ask=ask)
+    if job_id is not None and job_id not in accounts:
+        read[0].notes.append(f"Slurm says nothing of job {job_id}")
     return [_metrics(sources, accounts.get(sources.job_id or ""), exit_code) for sources in read]
 
 

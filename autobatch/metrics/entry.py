@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -139,7 +140,7 @@ def _told(value: Value | Mapping[str, Value]) -> Value | Mapping[str, Value]:
 
 
 def _rounded(value: float | None, digits: int, per: float = 1) -> float | None:
-    return round(value / per, digits) if value is not None and value == value else None
+    return round(value / per, digits) if value is not None and math.isfinite(value) else None
 
 
 def _job(job_id: str | None) -> Value:

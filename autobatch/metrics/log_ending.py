@@ -73,14 +73,13 @@ class Ending:
             self.out_of_memory = error
 
     def read_memory(self, line: bytes) -> None:
-        """A line with one of `MEMORY_MARKS`.
+        """A line with one of `MEMORY_MARKS`, outside of tracebacks.
 
-        Not of a traceback: there, it is the error that counts, not the source that caught it. Warnings tell of
-        a plan that cuDNN didn't take, and go on.
+        Warnings tell of a plan that cuDNN didn't take, and go on.
         """
-        if self.in_traceback or b"Warning" in line:
+        if b"Warning" in line:
             return
-        text = shown(line)
+        text = shown(_PREFIX.sub(b"", line))
         if _SLURM_OUT_OF_MEMORY.search(line) or (is_out_of_memory(text) and "CUDNN_STATUS_NOT_" not in text):
             self.out_of_memory = text
 

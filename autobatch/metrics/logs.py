@@ -27,9 +27,9 @@ from autobatch.metrics.records import LogMetrics
 __all__ = ["find_logs", "read_logs"]
 
 _HEADER = re.compile(rb"Running (\w{1,200}) with resolved config:")
-_CONFIG_BYTES = 2**16
+_CONFIG_BYTES = 2**15
 #: A text in a config may have empty lines in it.
-_EMPTY_LINES = 20
+_EMPTY_LINES = 5
 
 #: Of "Memory stats after model init:", torchtune 0.6.1 and newer.
 _AT_INIT = re.compile(rb"\w+ peak memory (alloc|reserved|active)(?:ation)?: (\d{1,9}(?:\.\d{1,9})?) GiB")
@@ -121,7 +121,7 @@ class _Reader:
     def __init__(self) -> None:
         self._training = _Training()
         self._before = self._training
-        self._muted = False
+        self._muted = self._traced = False
         self._config: list[bytes] | None = None
         self._config_bytes = self._empty_lines = 0
         self._rules: tuple[Rule, ...] = (
@@ -161,7 +161,8 @@ class _Reader:
     def _read_line(self, line: bytes, rules: Sequence[Rule]) -> None:
         if self._config is not None:
             self._add_to_config(line)
-        if self._training.ending.in_traceback and TRACEBACK not in line:
+        self._traced = self._training.ending.in_traceback and TRACEBACK not in line
+        if self._traced:
             self._training.ending.read_traceback(line)
         for mark, read in rules:
             if mark in line and (not self._muted or mark == self._rules[0][0]):
@@ -208,7 +209,9 @@ class _Reader:
             self._training.ending.went_on()
 
     def _read_memory(self, line: bytes) -> None:
-        self._training.ending.read_memory(line)
+        # In a traceback it is the error that counts, not the source that caught it.
+        if not self._traced:
+            self._training.ending.read_memory(line)
 
     def _read_init(self, line: bytes) -> None:
         if found := _AT_INIT.search(line):
