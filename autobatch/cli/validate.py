@@ -48,10 +48,11 @@ exit codes:
   1  errors; with --strict also warnings
   2  something can't be read, or PATH names nothing that can be validated
 
-example, with batch_size 16 of an unpacked run kept for packed: True:
+example, the batch_size of an unpacked run kept for packed: True:
   $ autobatch validate runs/
-  runs/run1/finetune.yaml: 1.24 billion parameters, batch_size 16, packed, max_seq_len 2048, effective batch size 16 sequences
-    error: finetune.yaml:70: batch_size 16 is above 8, the rule of thumb for a 1B model with packed: True on one 80 GB card: it may run out of memory [batch-size-limit]
+  runs/run1/finetune.yaml: 1.24B parameters, batch_size 16, packed (2048 tokens), effective batch size 16 sequences
+    error  batch-size-limit  finetune.yaml:53
+        batch_size 16 is above 8, the rule of thumb for 1B, packed, on one 80 GB card
         measure it: autobatch probe RUN; until then batch_size: 8, or packed: False, with which the rule allows 20
   FAIL  run1
   0 passed, 1 failed

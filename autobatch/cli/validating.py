@@ -49,12 +49,11 @@ def validate_first(paths: Sequence[Path], *, skip: bool, build: bool = True) -> 
 def report_lines(report: Report) -> list[str]:
     """A report as lines: what the checks went by, then finding by finding."""
     lines = [f"{shown_path(report.path)}{_facts(report)}"]
-    directory = os.path.dirname(report.path) + os.sep
+    directory = f"{Path(report.path).parent}{os.sep}"
     for finding in report.findings:
         where = finding.where.removeprefix(directory)
-        lines.append(f"  {finding.severity.value}: {where}: {finding.what} [{finding.check}]")
-        if finding.remedy:
-            lines.append(f"      {finding.remedy}")
+        lines.append(f"  {finding.severity.value}  {finding.check}  {where}")
+        lines += [f"      {text}" for text in (finding.what, finding.remedy) if text]
     return lines
 
 
@@ -72,20 +71,19 @@ def _facts(report: Report) -> str:
         return ""
     words = []
     if facts["parameters"]:
-        words.append(f"{facts['parameters'] / 1e9:.2f} billion parameters")
+        millions = facts["parameters"] / 1e6
+        words.append(
+            f"{millions / 1000:.2f}B parameters" if millions >= 100 else f"{millions:.1f}M parameters"
+        )
     elif facts["size"]:
         words.append(f"{facts['size']} by its name")
-    words.append(f"batch_size {facts['batch_size']}")
-    length = facts["max_seq_len"]
-    words.append(
-        ("packed" if facts["packed"] else "unpacked") + (f", max_seq_len {length}" if length else "")
-    )
-    effective = facts["effective_batch_size"]
-    if effective is not None:
+    length = f" ({facts['max_seq_len']} tokens)" if facts["max_seq_len"] else ""
+    words += [f"batch_size {facts['batch_size']}", f"{'packed' if facts['packed'] else 'unpacked'}{length}"]
+    if facts["effective_batch_size"] is not None:
         unit = "sequences" if facts["packed"] else "examples"
-        words.append(f"effective batch size {effective} {unit}")
-        if facts["effective_examples"]:
-            words[-1] += f", about {facts['effective_examples']:.0f} examples"
+        words.append(f"effective batch size {facts['effective_batch_size']} {unit}")
+    if facts["effective_examples"]:
+        words[-1] += f" (about {facts['effective_examples']:.0f} examples)"
     return ": " + ", ".join(words)
 
 

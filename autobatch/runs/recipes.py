@@ -19,7 +19,7 @@ from autobatch.errors import Problem, RunProblems
 from autobatch.runs.slurm_script import SlurmScript, TuneRun
 from autobatch.runs.torchtune_source import RegisteredRecipe, registered_recipes
 
-#: Beginnings of the names of recipes that train nothing, and words in those that train on rollouts.
+# How names of recipes that don't train begin; words in the names of those that train on rollouts.
 NOT_TRAINING = ("generate", "eleuther_eval", "quantize")
 ROLLOUTS = ("ppo", "grpo")
 
@@ -87,11 +87,7 @@ def find_recipe(
     working_dir: Path | None = None,
     cwd: Path | None = None,
 ) -> Recipe:
-    """`resolve_recipe` for recipes of every kind, whether autobatch can measure them or not.
-
-    Raises:
-        RunProblems: no such recipe.
-    """
+    """`resolve_recipe` without the question whether autobatch can measure the recipe."""
     registry = registered_recipes()
     if not registry:
         raise _problem(

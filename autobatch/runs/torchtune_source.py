@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib.util
 import runpy
 from collections.abc import Iterator
@@ -174,5 +175,6 @@ def _module_file(parts: list[str]) -> tuple[Path, list[str]] | None:
     return directory / "__init__.py", []
 
 
+@functools.lru_cache(maxsize=256)
 def _parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))

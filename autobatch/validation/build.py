@@ -56,7 +56,9 @@ class Section:
     def key(self, working_dir: Path) -> str:
         """Sections that get one answer have one key: of a model all values count, of others their names."""
         component = str(self.arguments["_component_"])
-        place = "" if component.startswith("torchtune.") else str(working_dir)
+        module = working_dir / component.partition(".")[0]
+        is_here = module.is_dir() or module.with_suffix(".py").is_file()
+        place = str(working_dir) if is_here else ""
         content = self.arguments if self.is_model else sorted(map(str, self.arguments))
         return json.dumps([component, place, self.is_model, content], sort_keys=True, default=repr)
 
@@ -188,7 +190,7 @@ def _count_parameters(name: str, arguments: dict[str, Any]) -> int | None:
         with torch.device("meta"):
             model = config.instantiate(OmegaConf.create({"_component_": name, **arguments}))
         adapters = {id(parameter) for parameter in get_adapter_params(model).values()}
-        return sum(p.numel() for p in model.parameters() if id(p) not in adapters)
+        return int(sum(p.numel() for p in model.parameters() if id(p) not in adapters))
     except Exception:  # a custom model may refuse the meta device: then its name has to do
         return None
 

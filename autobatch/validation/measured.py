@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from autobatch.errors import UsageError
 from autobatch.probing.density_store import kept_density
-from autobatch.probing.identity import is_packed, run_fingerprint
-from autobatch.records import Density, ProbeResult, Status
+from autobatch.probing.identity import run_fingerprint
+from autobatch.records import Density, PackingMode, ProbeResult, Status
 from autobatch.runs.directory import read_run
 from autobatch.runs.fingerprint import data_signature
 from autobatch.runs.results import find_result
@@ -46,6 +46,9 @@ def measured_of(subject: Subject) -> Measured:
         return Measured(density=density)
     if result.status is not Status.DONE:
         return Measured(stale=f"the last probe found no batch_size: {result.message}", density=density)
+    rows = "unpacked" if result.request.packing is PackingMode.UNPACKED else "packed"
+    if subject.packed != (rows == "packed"):
+        return Measured(stale=f"the probe's result is for {rows} rows", density=density)
     try:
         run = read_run(subject.run_dir, result.request)
     except UsageError:  # the run's problems are findings of other checks
@@ -55,7 +58,7 @@ def measured_of(subject: Subject) -> Measured:
         )
     with _environment(run.script.exports if run.script else {}):
         holds = run_fingerprint(run, result.request, result.device) == result.fingerprint
-    if not holds or is_packed(run, result.request) != run.packed:
+    if not holds:
         return Measured(
             stale="the probe's result is for another config, recipe, environment or other versions than these",
             density=density,

@@ -8,9 +8,9 @@ devices an info (each holds a part of the model). What was measured replaces the
 from __future__ import annotations
 
 from autobatch.records import Limit as Cap
-from autobatch.records import ProbeResult, Verdict
+from autobatch.records import ProbeResult, Trial, Verdict
 from autobatch.units import format_bytes, format_percent
-from autobatch.validation.findings import Collector, Severity
+from autobatch.validation.findings import Collector
 from autobatch.validation.limits import Limit
 from autobatch.validation.measured import Measured
 from autobatch.validation.subject import Subject
@@ -39,10 +39,7 @@ def check_batch_size(subject: Subject, limit: Limit | None, measured: Measured, 
         return
     if measured.stale:
         c.info(
-            _MEASURED,
-            f"{measured.stale}; the rule of thumb is applied",
-            where,
-            "autobatch probe measures again",
+            _MEASURED, measured.stale, where, "autobatch probe measures again; until then, the rule of thumb"
         )
     if limit is None or subject.config.get("device") == "cpu":
         return
@@ -53,26 +50,16 @@ def check_batch_size(subject: Subject, limit: Limit | None, measured: Measured, 
 
 def _hold_against_measurement(size: int, result: ProbeResult, where: str, c: Collector) -> None:
     trial = next((t for t in reversed(result.trials) if t.batch_size == size), None)
-    peak = trial.peak_bytes if trial else None
-    capacity, best = result.capacity_bytes, result.batch_size
+    peak = _peak(trial, result)
+    best = result.batch_size
     assert best is not None
-    share = (
-        f"{format_bytes(peak)}, {format_percent(peak, capacity)} of {format_bytes(capacity)}"
-        if peak and capacity
-        else ""
-    )
     if size == best or (trial is not None and trial.verdict is Verdict.FITS):
-        c.info(
-            _MEASURED,
-            f"batch_size {size} is measured: peak {share}" + ("" if size == best else f"; {best} fits too"),
-            where,
-        )
+        more = "" if size == best else f"; {best} fits too"
+        c.info(_MEASURED, f"batch_size {size} is measured{peak}{more}", where)
     elif size < best:
         c.info(_MEASURED, f"batch_size {size} is below {best}, which was measured to fit", where)
     elif trial is not None or result.limit is Cap.MEMORY:
-        ended = (
-            f" ({size} was measured: {trial.verdict.value}{', ' + share if share else ''})" if trial else ""
-        )
+        ended = f"; {size} was measured: {trial.verdict.value}{peak}" if trial else ""
         c.error(
             _MEASURED,
             f"batch_size {size} is above {best}, the largest that was measured to fit{ended}",
@@ -83,43 +70,45 @@ def _hold_against_measurement(size: int, result: ProbeResult, where: str, c: Col
         limit = result.limit.value if result.limit else "the probe"
         c.warning(
             _MEASURED,
-            f"batch_size {size} is above {best}, which was measured; larger ones weren't, because of {limit}",
+            f"batch_size {size} is above {best}; larger sizes weren't measured, because of {limit}",
             where,
             f"set batch_size: {best}, or probe again",
         )
 
 
+def _peak(trial: Trial | None, result: ProbeResult) -> str:
+    if trial is None or trial.peak_bytes is None or not result.capacity_bytes:
+        return ""
+    share = format_percent(trial.peak_bytes, result.capacity_bytes)
+    return f", peak {format_bytes(trial.peak_bytes)}, {share} of {format_bytes(result.capacity_bytes)}"
+
+
 def _hold_against_rule(subject: Subject, size: int, limit: Limit, where: str, c: Collector) -> None:
     packed = subject.packed
     most = limit.packed if packed else limit.unpacked
-    how = (
-        f"a {limit.label} model with packed: {packed}"
-        if limit.label[0].isdigit()
-        else f"a model of {limit.label}"
-    )
-    measure = "measure it: autobatch probe RUN"
+    rule = f"the rule of thumb for {limit.label}, {'packed' if packed else 'unpacked'}, on one 80 GB card"
+    measure = "measure it: autobatch probe RUN; until then"
     if size > most and subject.several_devices:
         c.info(
             _CHECK,
-            f"batch_size {size} is above {most}, the rule of thumb for {how} on one card; with several devices, "
-            "each of which holds a part of the model, it says little",
+            f"batch_size {size} is above {most}, {rule}; it says little of several, each with a part of the model",
             where,
         )
-    elif size > most:
-        severity = Severity.ERROR if packed else Severity.WARNING
-        other = f", or packed: False, with which the rule allows {limit.unpacked}" if packed else ""
-        add = c.error if severity is Severity.ERROR else c.warning
-        add(
+    elif size > most and packed:
+        c.error(
             _CHECK,
-            f"batch_size {size} is above {most}, the rule of thumb for {how} on one 80 GB card: it may run out of memory",
+            f"batch_size {size} is above {most}, {rule}",
             where,
-            f"{measure}; until then batch_size: {most}{other}",
+            f"{measure} batch_size: {most}, or packed: False, with which the rule allows {limit.unpacked}",
+        )
+    elif size > most:
+        c.warning(
+            _CHECK, f"batch_size {size} is above {most}, {rule}", where, f"{measure} batch_size: {most}"
         )
     elif packed and size == most > 1 and not subject.several_devices:
         c.warning(
             _CHECK,
-            f"batch_size {size} is the most that the rule of thumb allows {how} on one 80 GB card: it may run out "
-            "of memory on a smaller one",
+            f"batch_size {size} is all that {rule}, allows; a smaller card may run out of memory",
             where,
-            f"{measure}; until then batch_size: {most // 2} is safer",
+            f"{measure} batch_size: {most // 2} is safer",
         )

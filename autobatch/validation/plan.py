@@ -54,9 +54,11 @@ def check_plan(path: Path, subjects: Sequence[Subject]) -> Report:
         c.error(
             "plan-packing",
             f"the plan doesn't mention packing, and {', '.join(packed)} "
-            f"{'packs' if len(packed) == 1 else 'pack'} (packed: True): its batch sizes may be those of unpacked runs",
+            f"{'packs' if len(packed) == 1 else 'pack'} (packed: True): its batch sizes may be those of unpacked "
+            "runs",
             str(path),
-            "measure them with autobatch probe RUN, which writes them into the plan, or write how they account for packing",
+            "measure them with autobatch probe RUN, which writes them into the plan, or write there how they "
+            "account for packing",
         )
     elif packed and rows is None:
         c.info(

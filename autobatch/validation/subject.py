@@ -13,6 +13,7 @@ from autobatch.runs import torchtune_source
 from autobatch.runs.config import RunConfig, read_config
 from autobatch.runs.directory import CONFIG_NAME, SCRIPT_NAME, read_run_script, working_dir_of
 from autobatch.runs.findings import Findings
+from autobatch.runs.interpolation import Unresolved
 from autobatch.runs.recipes import NOT_TRAINING, ROLLOUTS, Recipe, find_recipe
 from autobatch.runs.slurm_script import SlurmScript
 from autobatch.validation.findings import Collector
@@ -55,10 +56,11 @@ class Subject:
 
     @property
     def packed(self) -> bool:
-        """Whether any dataset of the config packs."""
+        """Whether any dataset of the config packs, as torchtune takes it: any value that is true, text too."""
         dataset = self.config.get("dataset")
         entries = dataset if isinstance(dataset, list) else [dataset]
-        return any(isinstance(entry, dict) and entry.get("packed") is True for entry in entries)
+        values = [entry.get("packed") for entry in entries if isinstance(entry, dict)]
+        return any(value and not isinstance(value, Unresolved) for value in values)
 
     def integer(self, key: str, default: int | None = None) -> int | None:
         """The positive integer at `key`; `default` where there is none; None where it is anything else."""
@@ -105,11 +107,14 @@ def _find_recipe(
         if "optimizer" not in config.values:
             return None
     try:
-        return find_recipe(None, script, config.values, config.path.parent, working_dir=working_dir)
+        recipe = find_recipe(None, script, config.values, config.path.parent, working_dir=working_dir)
     except RunProblems as error:
         for problem in error.problems:
             collector.error("recipe", problem.what, problem.where, problem.remedy)
         return None
+    findings = Findings(notes=list(recipe.warnings) if recipe.source == "finetune.slurm" else [])
+    collector.take("recipe", findings, str(config.path))
+    return recipe
 
 
 def _recipe_that_it_names(config: RunConfig) -> Recipe | None:

@@ -158,8 +158,9 @@ def check_steps(subject: Subject, density: Density | None, c: Collector) -> None
         if steps == 0:
             c.error(
                 "steps",
-                f"zero optimizer steps: batch_size {size} x gradient_accumulation_steps {accumulation} is more than "
-                f"the {about}{density.packs} {rows} of the dataset; torchtune would exit 0 and save an untrained model",
+                f"zero optimizer steps: batch_size {size} x gradient_accumulation_steps {accumulation} is more "
+                f"than the {about}{density.packs} {rows} of the dataset; torchtune would exit 0 and save an "
+                "untrained model",
                 config.where("batch_size"),
                 f"lower one of them until their product is at most {density.packs}",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from autobatch.runs.recipes import check_measurable
 from autobatch.validation import training_checks
 from autobatch.validation.build import Answer, Builder, Section, sections_of
 from autobatch.validation.data_checks import check_local_data
-from autobatch.validation.findings import Collector, Report, Severity
+from autobatch.validation.findings import Collector, Report
 from autobatch.validation.limits import Limit, limit_by_name, limit_for
 from autobatch.validation.measured import Measured, measured_of
 from autobatch.validation.memory_checks import check_batch_size
@@ -26,6 +27,9 @@ from autobatch.validation.subject import Kind, Subject, read_subject
 
 #: Devices that torchtune trains on and autobatch doesn't measure (torchtune/utils/_device.py).
 _OTHER_DEVICES = ("mps", "npu", "xpu")
+
+#: How a message about a file that a config names begins.
+_NAMED_FILE = re.compile(r"(?P<section>\w+)\.[\w.]+: ")
 
 
 @dataclass
@@ -150,7 +154,12 @@ def _check_as_the_probe_does(subject: Subject, c: Collector) -> None:
     def findings(check: str) -> Findings:
         return found.setdefault(check, Findings())
 
-    checks.check_sections(config, findings("sections"))
+    if _reads_data_elsewhere(subject):
+        c.info(
+            "sections", "its recipe reads data from other sections than dataset; they aren't checked", where
+        )
+    else:
+        checks.check_sections(config, findings("sections"))
     device, _, _ = checks.check_device(config, findings("device"))
     checks.positive_integer(config, "batch_size", findings("batch-size"))
     checks.positive_integer(
@@ -165,10 +174,8 @@ def _check_as_the_probe_does(subject: Subject, c: Collector) -> None:
     for check, its in found.items():
         if check == "files":
             _take_files(subject, its, c)
-        elif (check == "device" and device in _OTHER_DEVICES) or (
-            check == "sections" and _is_experimental(subject)
-        ):
-            c.take(check, its, where, Severity.INFO)
+        elif check == "device" and device in _OTHER_DEVICES:
+            _take_device(config.where("device"), its, c)
         else:
             c.take(check, its, where)
     if subject.run_dir is not None and subject.recipe is not None:
@@ -179,18 +186,26 @@ def _check_as_the_probe_does(subject: Subject, c: Collector) -> None:
                 c.info("not-probed", problem.what, problem.where, problem.remedy)
 
 
-def _is_experimental(subject: Subject) -> bool:
-    """Whether the recipe is one of torchtune's dev/, some of which read sections of other names."""
-    return subject.recipe is not None and subject.recipe.name.startswith("dev/")
+def _reads_data_elsewhere(subject: Subject) -> bool:
+    """Whether the recipe is one of torchtune's dev/, of which one has `datasets` and `dataloader`."""
+    experimental = subject.recipe is not None and subject.recipe.name.startswith("dev/")
+    return experimental and "dataset" not in subject.config.values
+
+
+def _take_device(where: str, findings: Findings, c: Collector) -> None:
+    """A device that autobatch can't measure is an info; what is wrong with dtype stays an error."""
+    for problem in findings.problems:
+        add = c.info if problem.where == where else c.error
+        add("device", problem.what, problem.where, problem.remedy)
 
 
 def _take_files(subject: Subject, findings: Findings, c: Collector) -> None:
     """Missing files: of a run, errors; weights may still be on their way; elsewhere paths may be placeholders."""
     for problem in findings.problems:
-        key = problem.what.partition(":")[0].partition(".")[0]
-        if subject.run_dir is None and key.isidentifier() and problem.what.startswith(f"{key}."):
+        named = _NAMED_FILE.match(problem.what)
+        if named and subject.run_dir is None:
             c.info("files", problem.what, problem.where, problem.remedy)
-        elif key.endswith("checkpointer"):
+        elif named and named["section"].endswith("checkpointer"):
             c.warning("files", f"{problem.what}; training needs it", problem.where, problem.remedy)
         else:
             c.error("files", problem.what, problem.where, problem.remedy)
