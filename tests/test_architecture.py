@@ -14,11 +14,23 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "autobatch"
 
 #: Import nothing heavy and none of the rooms.
-FOUNDATION = {"autobatch", "errors", "records", "units"}
+FOUNDATION = {"autobatch", "errors", "records", "shipped", "units"}
 
 #: room or top-level module -> rooms and modules that it may import, besides itself and the foundation.
 MAY_IMPORT = {
-    "cli": {"api", "demo", "edits", "launch", "metrics", "probing", "report", "runs", "skills", "validation"},
+    "cli": {
+        "api",
+        "demo",
+        "edits",
+        "launch",
+        "metrics",
+        "probing",
+        "report",
+        "runs",
+        "scaffold",
+        "skills",
+        "validation",
+    },
     "api": {"launch", "probing", "runs"},
     "launch": {"edits", "probing", "runs"},
     "validation": {"edits", "probing", "runs"},
@@ -27,6 +39,7 @@ MAY_IMPORT = {
     "metrics": {"edits", "runs"},
     "report": {"metrics", "probing", "runs"},
     "skills": {"edits"},
+    "scaffold": {"edits", "runs"},
     "demo": set(),
     "edits": set(),
     "runs": set(),
@@ -48,6 +61,7 @@ NEVER = {
     "metrics": {"torch", "torchtune", "submitit"},
     "report": {"torch", "torchtune", "submitit"},
     "skills": {"torch", "torchtune", "submitit"},
+    "scaffold": {"torch", "torchtune", "submitit"},
     "demo": {"submitit"},
 }
 
@@ -250,6 +264,7 @@ def _called(path: Path) -> set[str]:
         "import autobatch.cli.probe",
         "import autobatch.cli.report",
         "import autobatch.cli.demo",
+        "import autobatch.cli.init",
     ],
 )
 def test_importing_costs_nothing(statement: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from autobatch.demo import SmallRun, configs_dir, lay_out
+from autobatch.demo import SmallRun, lay_out
 from autobatch.demo.examples import Example, as_json, make_examples
 from autobatch.demo.parts import fill
 from autobatch.demo.tokenizer import TOKENIZER_VOCAB_SIZE, train_tokenizer
@@ -21,6 +21,7 @@ from autobatch.errors import UsageError
 from autobatch.probing.job import run_probe
 from autobatch.records import ProbeRequest
 from autobatch.runs.slurm_script import read_script
+from autobatch.shipped import configs_dir, training_script
 
 TINY = SmallRun(
     num_layers=1, embed_dim=128, num_heads=2, num_kv_heads=2, intermediate_dim=256, examples=200, batch_size=1
@@ -292,8 +293,9 @@ def test_dataset_packs(in_demo: Path, tmp_path: Path, max_seq_len: int, least: f
 
 
 class TestParts:
-    def test_configs_of_the_checkout(self) -> None:
+    def test_files_of_the_checkout(self) -> None:
         assert configs_dir() == Path(__file__).parents[1] / "configs"
+        assert training_script() == Path(__file__).parents[1] / "slurm/finetune.slurm"
 
     def test_packaged_configs_come_first(self, tmp_path: Path) -> None:
         for place in ("autobatch/_configs/demo", "configs/demo"):

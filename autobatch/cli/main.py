@@ -13,6 +13,7 @@ from autobatch.errors import AutobatchError
 #: name -> what it does. Each is a module of this package with `add_arguments(parser)` and `run(arguments)`;
 #: only the one that is called is imported.
 COMMANDS = {
+    "init": "make a run directory from a torchtune config or one of autobatch's",
     "validate": "check a config, a run, an experiment or a plan before it costs a job",
     "probe": "measure the largest batch_size of a run and write it into its files",
     "verify": "check that a run's probe still holds, as the first line of its training job",
@@ -57,7 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if name in words[:1]:
             importlib.import_module(f"autobatch.cli.{name}").add_arguments(command)
-    arguments = parser.parse_args(words)
+    arguments, rest = parser.parse_known_args(words)
+    # argparse takes a list of positional arguments from one place only; `key=value` may follow any option.
+    if hasattr(arguments, "overrides") and not any(word.startswith("-") for word in rest):
+        arguments.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         code = importlib.import_module(f"autobatch.cli.{arguments.command}").run(arguments)
     except AutobatchError as error:

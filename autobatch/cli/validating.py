@@ -26,10 +26,15 @@ def validate_first(paths: Sequence[Path], *, skip: bool, build: bool = True) -> 
     Raises:
         UsageError: a path names nothing that can be validated.
     """
-    from autobatch.validation.findings import Severity
     from autobatch.validation.validator import validate
 
-    reports = validate(paths, build=build)
+    return may_go_on(validate(paths, build=build), skip=skip)
+
+
+def may_go_on(reports: Sequence[Report], *, skip: bool) -> bool:
+    """`validate_first`, once it has the reports."""
+    from autobatch.validation.findings import Severity
+
     for report in reports:
         if report.count(Severity.ERROR) or report.count(Severity.WARNING):
             print("\n".join(report_lines(report)), file=sys.stderr)

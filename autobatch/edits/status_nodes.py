@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from autobatch.edits.yaml_nodes import Loader, Node, Use, compose, loaded, lookup
-from autobatch.edits.yaml_splices import Path, Value, equal_but_for, same
+from autobatch.edits.yaml_nodes import Loader, Node, Use, compose, equal_but_for, loaded, lookup
+from autobatch.edits.yaml_splices import Path, Value, same
 from autobatch.edits.yaml_values import shared_error
 from autobatch.errors import EditError
 

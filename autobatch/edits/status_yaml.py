@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autobatch.edits.status_nodes import NAME, RUNS, Entry, check_edit, find_entry, is_null, items_of
+from autobatch.edits.yaml_format import format_value
 from autobatch.edits.yaml_nodes import LOADER, Loader, Node, Use, compose, loaded, lookup
 from autobatch.edits.yaml_splices import (
     BOM,
@@ -30,7 +31,6 @@ from autobatch.edits.yaml_splices import (
     apply,
     below,
     column_of,
-    format_value,
     indented,
     insertion,
     replacement,

@@ -225,3 +225,36 @@ def loaded(node: Node) -> object:
         except (ValueError, LookupError):
             return node
     return node
+
+
+def equal_but_for(old: Node, new: Node, values: set[tuple[str, ...]]) -> bool:
+    """Whether two documents are the same but for the values at those paths.
+
+    Each pair of nodes is compared once, however many aliases lead there.
+    """
+    on_the_way = {path[:depth] for path in values for depth in range(len(path))}
+    waiting: list[tuple[Node, Node, tuple[str, ...] | None]] = [(old, new, ())]
+    compared: set[tuple[int, int]] = set()
+    while waiting:
+        a, b, path = waiting.pop()
+        if path is None:
+            if (id(a), id(b)) in compared:
+                continue
+            compared.add((id(a), id(b)))
+        if (a.kind, a.tag, a.text) != (b.kind, b.tag, b.text):
+            return False
+        if path is not None and a.kind == "mapping":
+            pairs_a, pairs_b = (
+                [(k, v) for k, v in node.pairs() if (*path, k.node.text) not in values] for node in (a, b)
+            )
+            if len(pairs_a) != len(pairs_b):
+                return False
+            for (key_a, value_a), (key_b, value_b) in zip(pairs_a, pairs_b, strict=True):
+                deeper = (*path, key_a.node.text)
+                waiting.append((key_a.node, key_b.node, None))
+                waiting.append((value_a.node, value_b.node, deeper if deeper in on_the_way else None))
+            continue
+        if len(a.children) != len(b.children):
+            return False
+        waiting += [(x.node, y.node, None) for x, y in zip(a.children, b.children, strict=True)]
+    return True

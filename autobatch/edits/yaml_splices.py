@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import yaml
-
-from autobatch.edits.yaml_nodes import Node, Use
+from autobatch.edits.yaml_nodes import Use
 
 Value: TypeAlias = "int | bool | float | str | None"
 Path: TypeAlias = "tuple[str, ...]"
@@ -135,52 +133,6 @@ def apply(text: str, splices: Sequence[Splice]) -> str:
     return "".join([*pieces, text[position:]])
 
 
-def equal_but_for(old: Node, new: Node, values: set[Path]) -> bool:
-    """Whether two documents are the same but for the values at those paths.
-
-    Each pair of nodes is compared once, however many aliases lead there.
-    """
-    on_the_way = {path[:depth] for path in values for depth in range(len(path))}
-    waiting: list[tuple[Node, Node, Path | None]] = [(old, new, ())]
-    compared: set[tuple[int, int]] = set()
-    while waiting:
-        a, b, path = waiting.pop()
-        if path is None:
-            if (id(a), id(b)) in compared:
-                continue
-            compared.add((id(a), id(b)))
-        if (a.kind, a.tag, a.text) != (b.kind, b.tag, b.text):
-            return False
-        if path is not None and a.kind == "mapping":
-            pairs_a, pairs_b = (
-                [(k, v) for k, v in node.pairs() if (*path, k.node.text) not in values] for node in (a, b)
-            )
-            if len(pairs_a) != len(pairs_b):
-                return False
-            for (key_a, value_a), (key_b, value_b) in zip(pairs_a, pairs_b, strict=True):
-                deeper = (*path, key_a.node.text)
-                waiting.append((key_a.node, key_b.node, None))
-                waiting.append((value_a.node, value_b.node, deeper if deeper in on_the_way else None))
-            continue
-        if len(a.children) != len(b.children):
-            return False
-        waiting += [(x.node, y.node, None) for x, y in zip(a.children, b.children, strict=True)]
-    return True
-
-
 def same(current: object, value: Value) -> bool:
     """Whether a loaded scalar is `value`, in type too."""
     return type(current) is type(value) and current == value
-
-
-def format_value(value: Value) -> str:
-    """As torchtune's configs write it: ``True``, ``24``, ``0.7``; a string in quotes where it needs them."""
-    if isinstance(value, (bool, int)):
-        return str(value)
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value):
-        resolver: Any = yaml.resolver.Resolver()
-        if resolver.resolve(yaml.ScalarNode, value, (True, False)) == "tag:yaml.org,2002:str":
-            return value
-    quotes = '"' if isinstance(value, str) else None
-    dumped = yaml.safe_dump(value, default_style=quotes, width=float("inf"), allow_unicode=True)
-    return dumped.removesuffix("\n").removesuffix("\n...")

@@ -1,29 +1,20 @@
 """Sets values in a YAML text and leaves every other byte as it is.
 
 Covered: comments, quotes, anchors, tags, any newline style, a missing final newline, a byte order mark,
-flow mappings, aliases as values, empty values, block scalars, keys that are missing or merged in.
+flow mappings, aliases as values, empty values, block scalars, keys that are missing or merged in. A list or
+mapping is written on one line, in the place of whatever was there.
 
 Not covered, and refused with an `EditError`: changing a value that something else in the file shares,
-duplicate keys on the way to the value, a list or mapping where a single value belongs, several documents.
+duplicate keys on the way to the value, a single value where a list or mapping is, several documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autobatch.edits.yaml_nodes import LOADER, Loader, Use, compose, loaded, lookup
-from autobatch.edits.yaml_splices import (
-    BOM,
-    Path,
-    Splice,
-    Value,
-    apply,
-    equal_but_for,
-    format_value,
-    insertion,
-    replacement,
-    same,
-)
+from autobatch.edits.yaml_format import Value, format_value
+from autobatch.edits.yaml_nodes import LOADER, Loader, Node, Use, compose, equal_but_for, loaded, lookup
+from autobatch.edits.yaml_splices import BOM, Path, Splice, apply, insertion, replacement
 from autobatch.errors import EditError
 
 __all__ = ["Path", "Value", "get_line", "refuse_duplicates", "set_values", "shared_error", "value_splices"]
@@ -60,7 +51,7 @@ def set_values(
     for path, value in values.items():
         refuse_duplicates(root, path, name)
         found = lookup(root.node, path)
-        if found is None or not same(loaded(found[1].node), value):
+        if found is None or not _holds(found[1].node, value):
             changed[path] = value
     if not changed:
         return text
@@ -124,7 +115,7 @@ def value_splices(text: str, root: Use, values: Mapping[Path, Value], name: str)
             begun.add(id(owner))
             continue
         use = entry[1]
-        if use.node.kind != "scalar":
+        if use.node.kind != "scalar" and not isinstance(value, (list, dict)):
             raise EditError(
                 f"{name}:{use.line}: {'.'.join(path)} holds a {use.node.kind}, not a single value: "
                 f"set it to {format_value(value)} by hand"
@@ -178,7 +169,7 @@ def _verify(old: Use, edited: str, values: Mapping[Path, Value], name: str, load
         ) from error
     for path, value in values.items():
         found = lookup(new.node, path) if new else None
-        if not found or not same(loaded(found[1].node), value):
+        if not found or not _holds(found[1].node, value):
             line = found[1].line if found else old.line
             raise EditError(
                 f"{name}:{line}: {'.'.join(path)} can't be set to {format_value(value)} as it is written here "
@@ -188,6 +179,23 @@ def _verify(old: Use, edited: str, values: Mapping[Path, Value], name: str, load
         raise EditError(
             f"{name}:{old.line}: setting {_names(values)} would change other values: set it by hand"
         )
+
+
+def _holds(node: Node, value: Value) -> bool:
+    """Whether `value` is what is written there: same type, same value."""
+    if isinstance(value, list):
+        items = node.children if node.kind == "sequence" else []
+        return node.kind == "sequence" and _all_hold([item.node for item in items], value)
+    if isinstance(value, dict):
+        if node.kind != "mapping" or [key.node.text for key, _ in node.pairs()] != list(value):
+            return False
+        return _all_hold([item.node for _, item in node.pairs()], list(value.values()))
+    current = loaded(node)
+    return type(current) is type(value) and current == value
+
+
+def _all_hold(nodes: list[Node], values: list[Value]) -> bool:
+    return len(nodes) == len(values) and all(map(_holds, nodes, values))
 
 
 def _names(values: Mapping[Path, Value]) -> str:
