@@ -18,15 +18,28 @@ FOUNDATION = {"autobatch", "errors", "records", "shipped", "units"}
 
 #: room or top-level module -> rooms and modules that it may import, besides itself and the foundation.
 MAY_IMPORT = {
-    "cli": {"api", "demo", "launch", "metrics", "probing", "report", "runs", "scaffold", "validation"},
+    "cli": {
+        "api",
+        "demo",
+        "edits",
+        "launch",
+        "metrics",
+        "probing",
+        "report",
+        "runs",
+        "scaffold",
+        "skills",
+        "validation",
+    },
     "api": {"launch", "probing", "runs"},
     "launch": {"edits", "probing", "runs"},
     "validation": {"edits", "probing", "runs"},
     "probing": {"edits", "packing", "runs"},
     "packing": set(),
     "metrics": {"edits", "runs"},
+    "report": {"metrics", "probing", "runs"},
+    "skills": {"edits"},
     "scaffold": {"edits", "runs"},
-    "report": set(),
     "demo": set(),
     "edits": set(),
     "runs": set(),
@@ -47,6 +60,7 @@ NEVER = {
     "launch": {"torch", "torchtune"},
     "metrics": {"torch", "torchtune", "submitit"},
     "report": {"torch", "torchtune", "submitit"},
+    "skills": {"torch", "torchtune", "submitit"},
     "scaffold": {"torch", "torchtune", "submitit"},
     "demo": {"submitit"},
 }

@@ -21,6 +21,9 @@ COMMANDS = {
     "cancel": "end the probe of a run",
     "density": "show how the dataset of a run packs, from the dataset or from logs",
     "report": "show the last probe of a run",
+    "metrics": "record what a training took in runs_status.yaml",
+    "compare": "show the runs of an experiment side by side",
+    "skills": "list the skills for an agent that works on the cluster, or install them",
     "demo": "lay out a complete small run and probe it",
 }
 

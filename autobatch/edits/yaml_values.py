@@ -10,21 +10,14 @@ duplicate keys on the way to the value, a single value where a list or mapping i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from autobatch.edits.yaml_format import Value, format_value
 from autobatch.edits.yaml_nodes import LOADER, Loader, Node, Use, compose, equal_but_for, loaded, lookup
+from autobatch.edits.yaml_splices import BOM, Path, Splice, apply, insertion, replacement
 from autobatch.errors import EditError
 
-Path = tuple[str, ...]
-
-_BOM = "\ufeff"
-_BREAKS = "\r\n\x85\u2028\u2029"
-_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
-_BLANK = re.compile("[ \t\r\n\x85\u2028\u2029]+|#[^\r\n\x85\u2028\u2029]*")
-_PROPERTY = re.compile(r"&[^\s,\[\]{}]+|!<[^>]*>|!\S*")
-_BLOCK_HEADER = re.compile(r"[|>][-+0-9]*([ \t]+#[^\r\n\x85\u2028\u2029]*)?")
+__all__ = ["Path", "Value", "get_line", "refuse_duplicates", "set_values", "shared_error", "value_splices"]
 
 #: Where a missing key is added: below the key that it belongs with, else as the mapping's last entry.
 _BELOW = {"gradient_accumulation_steps": "batch_size"}
@@ -33,7 +26,7 @@ _BELOW = {"gradient_accumulation_steps": "batch_size"}
 def set_values(
     text: str, values: Mapping[Path, Value], *, name: str = "YAML", loader: Loader = LOADER
 ) -> str:
-    """`text` with the values at those key paths replaced, or added where the key is missing.
+    """`text` with the scalars at those key paths replaced, or added where the key is missing.
 
         >>> print(set_values("batch_size: 4  # fits\\n", {("batch_size",): 24}), end="")
         batch_size: 24  # fits
@@ -51,18 +44,18 @@ def set_values(
     Raises:
         EditError: the values can't be set without changing something else; with file and line.
     """
-    bom = _BOM if text.startswith(_BOM) else ""
+    bom = BOM if text.startswith(BOM) else ""
     body = text[len(bom) :]
     root = _root_mapping(body, name, loader)
     changed: dict[Path, Value] = {}
     for path, value in values.items():
-        _refuse_duplicates(root, path, name)
+        refuse_duplicates(root, path, name)
         found = lookup(root.node, path)
         if found is None or not _holds(found[1].node, value):
             changed[path] = value
     if not changed:
         return text
-    edited = _apply(body, _splices(body, root, changed, name))
+    edited = apply(body, value_splices(body, root, changed, name))
     _verify(root, edited, changed, name, loader)
     return bom + edited
 
@@ -73,7 +66,7 @@ def get_line(text: str, path: Path) -> int | None:
     A key that comes through an alias or a merge key has its line where it is written.
     """
     try:
-        root = compose(text.removeprefix(_BOM), "YAML")
+        root = compose(text.removeprefix(BOM), "YAML")
     except EditError:
         return None
     found = lookup(root.node, path) if root else None
@@ -88,7 +81,8 @@ def _root_mapping(text: str, name: str, loader: Loader) -> Use:
     return root
 
 
-def _refuse_duplicates(root: Use, path: Path, name: str) -> None:
+def refuse_duplicates(root: Use, path: Path, name: str) -> None:
+    """Raises an `EditError` when a key on the way from `root` to the value is there twice."""
     node = root.node
     for key in path:
         entries = node.entries(key) if node.kind == "mapping" else []
@@ -100,8 +94,12 @@ def _refuse_duplicates(root: Use, path: Path, name: str) -> None:
         node = entries[0][1].node
 
 
-def _splices(text: str, root: Use, values: Mapping[Path, Value], name: str) -> list[tuple[int, int, str]]:
-    """What to put between which two indexes of the text."""
+def value_splices(text: str, root: Use, values: Mapping[Path, Value], name: str) -> list[Splice]:
+    """What to put between which two indexes of the text to set values below the mapping `root`.
+
+    Raises:
+        EditError: a value is shared, or isn't a single one; with file and line.
+    """
     owners = {path: _owner(root, path, name) for path in values}
     entries = {path: next(iter(owners[path].node.entries(path[-1])), None) for path in values}
     owned = {id(entry[1]) for entry in entries.values() if entry}
@@ -111,8 +109,9 @@ def _splices(text: str, root: Use, values: Mapping[Path, Value], name: str) -> l
         owner = owners[path]
         entry = entries[path]
         if entry is None:
+            neighbour = next(iter(owner.node.entries(_BELOW.get(path[-1], path[-1]))), None)
             line = f"{format_value(path[-1])}: {format_value(value)}"
-            splices.append(_insertion(text, owner, path[-1], line, first=id(owner) not in begun))
+            splices.append(insertion(text, owner, neighbour, [line], first=id(owner) not in begun))
             begun.add(id(owner))
             continue
         use = entry[1]
@@ -126,8 +125,8 @@ def _splices(text: str, root: Use, values: Mapping[Path, Value], name: str) -> l
             continue
         others = [alias for alias in use.node.aliases if id(alias) not in owned]
         if others:
-            raise _shared(name, path, use.line, others[0].line)
-        splices.append(_replacement(text, use, format_value(value)))
+            raise shared_error(name, path, use.line, others[0].line)
+        splices.append(replacement(text, use, format_value(value)))
     return splices
 
 
@@ -148,86 +147,16 @@ def _owner(root: Use, path: Path, name: str) -> Use:
                 f"set {'.'.join(path)} by hand"
             )
         if use.node.aliases:
-            raise _shared(name, path, use.line, use.node.aliases[0].line)
+            raise shared_error(name, path, use.line, use.node.aliases[0].line)
     return use
 
 
-def _shared(name: str, path: Path, line: int, alias_line: int) -> EditError:
+def shared_error(name: str, path: Path, line: int, alias_line: int) -> EditError:
+    """For a value that an alias uses too."""
     return EditError(
         f"{name}:{line}: {'.'.join(path)} is shared through the alias on line {alias_line}, so setting it "
         "would change both: write the value out in one of the two places"
     )
-
-
-def _replacement(text: str, use: Use, value: str) -> tuple[int, int, str]:
-    start = _skip_properties(text, use)
-    written = text[start : use.end]
-    if not written:
-        before = text[:start].rstrip(" \t")[-1:]
-        # In a flow mapping a key may stand without its colon: {packed, seed: 1}
-        colon = ":" if start == use.start and before not in (":", "", "\n") else ""
-        space = "" if not colon and text[start - 1] in " \t" else " "
-        return start, start, colon + space + value + (" " if text[start : start + 1] == "#" else "")
-    block = _BLOCK_HEADER.match(written) if written[0] in "|>" else None
-    if block is None:
-        return start, use.end, value
-    # The newline that ends a block scalar is part of it; so is a comment beside its header.
-    end = max(len(written.rstrip()), block.end())
-    return start, start + end, value + (block.group(1) or "")
-
-
-def _skip_properties(text: str, use: Use) -> int:
-    """Where the value begins, behind its anchor and its tag."""
-    position = use.start
-    while position < use.end and text[position] in "&!":
-        match = _PROPERTY.match(text, position, use.end)
-        position = match.end() if match else use.end
-        while blank := _BLANK.match(text, position, use.end):
-            position = blank.end()
-    return position
-
-
-def _insertion(text: str, owner: Use, key: str, line: str, *, first: bool) -> tuple[int, int, str]:
-    """Adds an entry to a mapping; `first` when none was added to it before."""
-    if not owner.node.children:
-        inside = _skip_properties(text, owner) + 1
-        return inside, inside, line if first else f", {line}"
-    neighbours = owner.node.entries(_BELOW.get(key, key))
-    key_use, value_use = neighbours[0] if neighbours else list(owner.node.pairs())[-1]
-    if owner.node.flow:
-        return value_use.end, value_use.end, f", {line}"
-    line = " " * (key_use.start - _last_break(text, key_use.start) - 1) + line
-    if _last_break(text, value_use.end) == value_use.end - 1:
-        # Only a block scalar ends behind its newline.
-        return value_use.end, value_use.end, line + _newline(text, value_use.end)
-    line_end = _BREAK.search(text, value_use.end)
-    at = line_end.start() if line_end else len(text)
-    return at, at, _newline(text, at) + line
-
-
-def _last_break(text: str, end: int) -> int:
-    """Index of the last character before `end` that ends a line; -1 when there is none."""
-    return max(text.rfind(character, 0, end) for character in _BREAKS)
-
-
-def _newline(text: str, position: int) -> str:
-    """The line break at `position`, else the one before it, else a plain newline."""
-    here = _BREAK.match(text, position)
-    if here:
-        return here.group()
-    last = _last_break(text, position)
-    if last < 0:
-        return "\n"
-    return "\r\n" if text[last - 1 : last + 1] == "\r\n" else text[last]
-
-
-def _apply(text: str, splices: list[tuple[int, int, str]]) -> str:
-    pieces = []
-    position = 0
-    for start, end, piece in sorted(splices, key=lambda splice: splice[0]):
-        pieces += [text[position:start], piece]
-        position = end
-    return "".join([*pieces, text[position:]])
 
 
 def _verify(old: Use, edited: str, values: Mapping[Path, Value], name: str, loader: Loader) -> None:
