@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from autobatch.errors import UsageError
 from autobatch.records import Metric, PackingMode, ProbeRequest
 from autobatch.units import parse_bytes
 
@@ -187,4 +188,8 @@ def slurm_options_of(arguments: argparse.Namespace) -> dict[str, str]:
     from autobatch.runs.settings import OPTIONS
 
     given = {name: getattr(arguments, name.replace("-", "_"), None) for name in OPTIONS}
+    for name, value in (*given.items(), ("after", arguments.after)):
+        # sbatch reads its options line by line.
+        if value is not None and "\n" in value:
+            raise UsageError(f"--{name} {value!r}: has a line break in it")
     return {name: value for name, value in given.items() if value is not None}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autobatch.errors import UsageError
+from autobatch.launch.processes import safe_path
 from autobatch.launch.resources import Resources
 from autobatch.probing.events import EVENTS
 from autobatch.records import ProbeRequest, to_json
@@ -50,7 +51,8 @@ class SlurmJob:
         executor = _executor(run, resources, after)
         executor.folder.mkdir(parents=True, exist_ok=True)
         try:
-            job = executor.submit(ProbeJob(to_json(request), self.attempt))
+            with safe_path():
+                job = executor.submit(ProbeJob(to_json(request), self.attempt))
         except Exception as error:
             # submitit raises its own kinds for what sbatch says; all of it is for the user to read.
             raise UsageError(f"sbatch refused the probe's job: {error}") from error
@@ -143,6 +145,11 @@ def _executor(run: RunDirectory, resources: Resources, after: str | None) -> Any
 
     from autobatch.launch.entry import SIGNAL_DELAY_S
 
+    if "%" in str(run.path):
+        raise UsageError(
+            f"{run.path}: Slurm reads `%` in the path of a job's log as a pattern: rename the directory, or use "
+            "--cluster local or inline"
+        )
     executor = submitit.SlurmExecutor(folder=run.path / "probe" / "job", max_num_timeout=_MAX_REQUEUES)
     additional = dict(resources.options)
     if after is not None:

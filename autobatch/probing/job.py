@@ -53,9 +53,8 @@ from autobatch.records import (
 )
 from autobatch.runs.directory import RunDirectory, read_run
 from autobatch.runs.fingerprint import data_signature
-from autobatch.runs.results import find_result
+from autobatch.runs.results import RESULT, find_result
 
-RESULT = "result.json"
 JOURNAL = "trials.jsonl"
 
 #: Seconds to leave for writing the answer down.
@@ -185,7 +184,7 @@ class _Probe:
             ),
         )
         trials: list[Trial] = []
-        on_file = {trial.batch_size: trial for trial in journal.trials}
+        on_file = {trial.batch_size: trial for trial in journal.trials if _is_usable(trial, result.metric)}
         while True:
             step = next_step(trials, target_bytes=result.target_bytes, cap=cap)
             if isinstance(step, Answer):
@@ -293,6 +292,11 @@ class _Probe:
             else None,
         }
         return Journal(self._directory / JOURNAL, key, fresh=self._request.force)
+
+
+def _is_usable(trial: Trial, metric: Metric) -> bool:
+    """Whether a trial of the journal has the peak that counts: someone may have edited it."""
+    return trial.verdict is Verdict.OUT_OF_MEMORY or metric.value in trial.peaks_bytes
 
 
 def _same_answer(one: ProbeResult, two: ProbeResult) -> bool:

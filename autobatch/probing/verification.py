@@ -14,7 +14,7 @@ from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.identity import device_of, is_packed, run_fingerprint
 from autobatch.records import ProbeResult, Status
 from autobatch.runs.directory import RunDirectory, read_run
-from autobatch.runs.results import load_result
+from autobatch.runs.results import RESULT, load_result
 from autobatch.units import format_bytes
 
 #: Cards of one model differ by a few MiB in what the driver leaves.
@@ -27,15 +27,19 @@ def failed_checks(run_dir: Path) -> list[str]:
     """What speaks against training this run here and now; nothing, when the result holds.
 
     Raises:
-        RunProblems: the run itself can't be read.
+        UsageError: the run itself can't be read.
     """
-    path = run_dir / "probe" / "result.json" if run_dir.is_dir() else run_dir.parent / "probe" / "result.json"
+    if not run_dir.exists():
+        raise UsageError(f"{run_dir}: no such directory: name a run directory, such as runs/run1")
+    path = (run_dir if run_dir.is_dir() else run_dir.parent) / "probe" / RESULT
     try:
         result = load_result(path)
     except UsageError as error:
         return [str(error)]
     if result.status is not Status.DONE:
         return [f"{path}: the probe found no batch_size: {result.message}"]
+    if result.device is None or result.capacity_bytes is None:
+        return [f"{path}: is damaged: it names no device or capacity; probe again with --force"]
     run = read_run(run_dir, result.request)
     if run.script is not None:
         os.environ.update(run.script.exports)

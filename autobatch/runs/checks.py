@@ -6,6 +6,7 @@ cost a job in the queue, or give an answer that doesn't hold.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def check_device(config: RunConfig, findings: Findings) -> tuple[str, int, str]:
     """Kind of device (``cuda``, ``cpu``), its index and the dtype that the config trains with."""
     device = config.get("device")
     kind, _, index = str(device).partition(":")
-    known = kind in _DEVICES and (index.isdigit() or not index)
+    # Not isdigit, which takes `²` for one.
+    numbered = re.fullmatch(r"[0-9]{1,4}", index) is not None
+    known = kind in _DEVICES and (numbered or not index)
     if not isinstance(device, Unresolved) and not known:
         findings.problem(
             "no device" if device is None else f"device is {device!r}; autobatch measures cuda and cpu",
@@ -103,7 +106,7 @@ def check_device(config: RunConfig, findings: Findings) -> tuple[str, int, str]:
             config.where("dtype"),
             "write `dtype: bf16`",
         )
-    return kind, int(index) if index.isdigit() else 0, str(dtype or "fp32")
+    return kind, int(index) if numbered else 0, str(dtype or "fp32")
 
 
 def check_packing(

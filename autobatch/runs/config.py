@@ -82,7 +82,8 @@ def read_config(path: Path, script: SlurmScript | None, findings: Findings) -> R
         None when the file can't be loaded at all.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # Not read_text, which translates line ends: the write-back compares with what is in the file.
+        text = path.read_bytes().decode("utf-8")
     except OSError as error:
         findings.problem(f"can't be read: {error.strerror}", str(path), "check its permissions")
         return None

@@ -8,6 +8,7 @@ on a login node in a fraction of a second.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ def check_request(request: ProbeRequest) -> None:
         for name, value, least in limits
         if value is not None and value < least
     ]
-    if not request.trial_timeout_s > 0:
+    if not 0 < request.trial_timeout_s < float("inf"):
         wrong.append(f"--trial-timeout {request.trial_timeout_s:g} is not a time: give seconds above 0")
     if wrong:
         raise UsageError("\n".join(wrong))
@@ -151,7 +152,16 @@ def check_request(request: ProbeRequest) -> None:
 
 def find_directory(given: Path, findings: Findings) -> Path | None:
     """The run directory that was meant, resolved; None when it isn't one."""
-    path = given.resolve()
+    try:
+        path = given.resolve()
+    except (OSError, RuntimeError) as error:
+        # Before Python 3.13, Path.resolve raises RuntimeError for a loop of links.
+        why = getattr(error, "strerror", None) or str(error)
+        findings.problem(f"can't be read: {why}", str(given), "name a run directory, such as runs/run1")
+        return None
+    if reason := _why_unusable(str(path)):
+        findings.problem(f"{reason}, which a trial's config can't hold", ascii(str(given)), "rename it")
+        return None
     if path.is_file() and path.name == CONFIG_NAME:
         path = path.parent
     if not path.exists():
@@ -164,6 +174,9 @@ def find_directory(given: Path, findings: Findings) -> Path | None:
         return path
     runs = sorted(config.parent.name for config in path.glob(f"*/{CONFIG_NAME}"))
     others = sorted(p.name for pattern in ("*.yaml", "*.yml") for p in path.glob(pattern))
+    if CONFIG_NAME in others:
+        findings.problem("no regular file", str(given / CONFIG_NAME), "put the config in its place")
+        return None
     if runs:
         remedy = f"this is an experiment directory; name a run: {', '.join(f'{given / r}' for r in runs[:8])}"
     elif others:
@@ -172,6 +185,15 @@ def find_directory(given: Path, findings: Findings) -> Path | None:
         remedy = f"name the directory that holds {CONFIG_NAME}"
     findings.problem(f"no {CONFIG_NAME}", str(given), remedy)
     return None
+
+
+def _why_unusable(path: str) -> str:
+    if "${" in path:
+        return "its path has a `${` in it"
+    # Line breaks and the like, and bytes that aren't UTF-8, which Python reads as surrogates.
+    if re.search("[\x00-\x1f\x7f\ud800-\udfff]", path):
+        return "its path has characters in it that can't be printed"
+    return ""
 
 
 def read_run_script(path: Path, environ: Mapping[str, str], findings: Findings) -> SlurmScript | None:

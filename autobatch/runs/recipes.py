@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ def _from_option(
     if given in registry:
         return _registered(registry[given], "option", note, *warnings)
     for base in bases:
-        file = base / Path(given).expanduser()
+        file = base / os.path.expanduser(given)  # noqa: PTH111 - Path.expanduser raises for an unknown user
         if file.is_file():
             return Recipe(file.stem, file.resolve(), "option", note, False, tuple(warnings))
     raise _unknown(given, "--recipe", registry)
