@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from autobatch.probing.components import EventFile, StoredRows, refuse_nothing
 from autobatch.probing.forkserver import Exit
 from autobatch.probing.meter import Reading
-from autobatch.probing.trial import is_out_of_memory, judge, read_trial, was_killed
+from autobatch.probing.trial import judge, read_trial, was_killed
 from autobatch.probing.trial_config import TrialSetup, trial_config
 from autobatch.probing.worker import with_causes
 from autobatch.records import Metric, Trial, Verdict
+from autobatch.runs.out_of_memory import is_out_of_memory
 
 MIB = 2**20
 EVENTS = Path("run1/probe/trials/batch_size_3.events")

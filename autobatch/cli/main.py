@@ -22,11 +22,17 @@ from autobatch.errors import AutobatchError, UsageError
 #: name -> what it does. Each is a module of this package with `add_arguments(parser)` and `run(arguments)`;
 #: only the one that is called is imported.
 COMMANDS = {
+    "init": "make a run directory from a torchtune config or one of autobatch's",
+    "validate": "check a config, a run, an experiment or a plan before it costs a job",
     "probe": "measure the largest batch_size of a run and write it into its files",
     "verify": "check that a run's probe still holds, as the first line of its training job",
     "status": "show how far the probes of a run or an experiment are",
     "cancel": "end the probe of a run",
+    "density": "show how the dataset of a run packs, from the dataset or from logs",
     "report": "show the last probe of a run",
+    "metrics": "record what a training took in runs_status.yaml",
+    "compare": "show the runs of an experiment side by side",
+    "skills": "list the skills for an agent that works on the cluster, or install them",
     "demo": "lay out a complete small run and probe it",
 }
 
@@ -113,7 +119,12 @@ def _run(words: list[str]) -> int:
         )
         if name in words[:1]:
             importlib.import_module(f"autobatch.cli.{name}").add_arguments(command)
-    arguments = parser.parse_args(words)
+    arguments, rest = parser.parse_known_args(words)
+    # argparse takes a list of positional arguments from one place only; `key=value` may follow any option.
+    if hasattr(arguments, "overrides") and not any(word.startswith("-") for word in rest):
+        arguments.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return int(importlib.import_module(f"autobatch.cli.{arguments.command}").run(arguments))
 
 

@@ -24,7 +24,7 @@ from autobatch.launch.processes import SAFE_PATH, end_job, safe_path
 from autobatch.launch.resources import Resources, resolve_resources
 from autobatch.launch.slurm import ALIVE, SlurmJob, job_state
 from autobatch.probing.events import EVENTS, Ended, Event, EventReader, Failed
-from autobatch.probing.lock import is_held, second_probe
+from autobatch.probing.lock import is_held, second_one
 from autobatch.records import ProbeRequest, to_json
 from autobatch.runs.directory import RunDirectory
 from autobatch.runs.results import RESULT
@@ -148,7 +148,7 @@ def _refuse_in_vain(run: RunDirectory, directory: Path, cluster: Cluster) -> Non
     A second one in Slurm's queue is refused too: status and cancel know of one.
     """
     if is_held(directory):
-        raise second_probe(directory)
+        raise second_one(directory)
     note = read_note(directory)
     if cluster is Cluster.SLURM and note is not None and note.is_slurm and job_state(note.job_id) in ALIVE:
         raise UsageError(

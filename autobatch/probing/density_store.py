@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from autobatch.packing.build import PackSpec
 from autobatch.packing.logs import packing_progress
@@ -17,8 +17,16 @@ from autobatch.records import Density, from_json, to_json
 from autobatch.runs.fingerprint import data_signature
 from autobatch.runs.results import load_json
 
-if TYPE_CHECKING:
-    from autobatch.runs.directory import RunDirectory
+
+class HasDataset(Protocol):
+    """What a run must tell for its dataset to be packed."""
+
+    @property
+    def working_dir(self) -> Path:
+        """To which relative paths in the config are relative."""
+
+    def resolved(self) -> dict[str, Any]:
+        """The config, resolved, as plain containers."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class DensityStore:
     """
 
     def __init__(
-        self, run: RunDirectory, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
+        self, run: HasDataset, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
     ) -> None:
         self._run = run
         self._directory = directory
@@ -75,7 +83,7 @@ class DensityStore:
         resolved = self._run.resolved()
         signature = data_signature(resolved, self._run.working_dir)
         key = json.dumps([__version__, signature, self._packed, self._sample])
-        kept = self._read_kept()
+        kept = _read_kept(self._kept)
         if not fresh and kept is not None and kept.key == key and kept.rows_bytes == _size(self.rows):
             return PackingOutcome(kept.density, kept.held_bytes)
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -117,11 +125,29 @@ class DensityStore:
         self._kept.write_text(json.dumps(to_json(found)), encoding="utf-8")
         return PackingOutcome(found.density, found.held_bytes)
 
-    def _read_kept(self) -> _Kept | None:
-        try:
-            return from_json(_Kept, load_json(self._kept))
-        except (OSError, ValueError):
+
+def kept_density(directory: Path, signature: str, *, packed: bool) -> Density | None:
+    """The density on file for a dataset, if it is the one that was packed; None else.
+
+    Args:
+        directory: the run's `probe/`.
+        signature: `runs.fingerprint.data_signature` of the dataset as it is now.
+        packed: of its packs, or of its examples.
+    """
+    kept = _read_kept(directory / "density.json")
+    try:
+        if kept is None or json.loads(kept.key)[1:3] != [signature, packed]:
             return None
+    except (TypeError, ValueError):
+        return None
+    return kept.density
+
+
+def _read_kept(file: Path) -> _Kept | None:
+    try:
+        return from_json(_Kept, load_json(file))
+    except (OSError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,10 @@ class ForkServer:
         environment: set for the server and all its children, on top of this process's. It is set here
             too: multiprocessing's server is one for each process and inherits from it.
         device: that the children will use, ``cuda`` or ``cpu``.
+        cold: no server: each process starts anew, with the environment that this one has by then.
     """
 
-    def __init__(self, environment: Mapping[str, str], device: str = "cpu") -> None:
+    def __init__(self, environment: Mapping[str, str], device: str = "cpu", *, cold: bool = False) -> None:
         os.environ.update(_ENVIRONMENT | dict(environment))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
@@ -112,7 +113,9 @@ class ForkServer:
                 *(_PRELOAD_ON_CUDA if device == "cuda" else ()),
             ]
         )
-        self._context: ForkServerContext | SpawnContext = context
+        self._context: ForkServerContext | SpawnContext = (
+            multiprocessing.get_context("spawn") if cold else context
+        )
 
     def start(self) -> None:
         """Begin importing, without waiting for it."""

@@ -14,19 +14,19 @@ from autobatch.errors import UsageError
 
 
 @contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run's `probe/`, which the kernel drops when this process ends.
+def only_one(directory: Path, what: str = "probe") -> Iterator[None]:
+    """Hold the lock of a run's `probe/` or of a directory in it, which the kernel drops when this process ends.
 
     Raises:
-        UsageError: another probe holds it, or the directory can't be written.
+        UsageError: another one holds it, or the directory can't be written.
     """
     # Not at once: `is_held` takes it for a moment.
     lock = FileLock(directory / "lock", timeout=2)
     try:
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise second_probe(directory) from error
+        raise second_one(directory, what) from error
     except OSError as error:
         raise UsageError(
             f"{error.filename or directory}: can't be written ({error.strerror}); make the run writable, or move "
@@ -38,11 +38,11 @@ def only_one(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def second_probe(directory: Path) -> UsageError:
+def second_one(directory: Path, what: str = "probe") -> UsageError:
     """What a second probe of a run is told."""
+    how = " (autobatch cancel)" if what == "probe" else ""
     return UsageError(
-        f"{directory}: another probe of this run is under way; wait for it, or end it (autobatch cancel) and try "
-        "again"
+        f"{directory}: another {what} of this run is under way; wait for it, or end it{how} and try again"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autobatch.errors import UsageError
 from autobatch.probing.forkserver import ForkServer
-from autobatch.probing.identity import device_of, run_fingerprint
+from autobatch.probing.identity import device_of, is_packed, run_fingerprint
 from autobatch.records import ProbeResult, Status
 from autobatch.runs.directory import RunDirectory, read_run
 from autobatch.runs.results import RESULT, load_result
@@ -44,6 +44,17 @@ def failed_checks(run_dir: Path) -> list[str]:
     if run.script is not None:
         os.environ.update(run.script.exports)
     return [*_config_checks(run, result, path), *_device_checks(run, result)]
+
+
+def holds_for_config(run: RunDirectory, result: ProbeResult) -> bool:
+    """Whether a result was measured for the run as it is now: config, recipe, environment, versions.
+
+    Says nothing of batch_size, which a probe searches, nor of the card here.
+    """
+    if result.device is None or is_packed(run, result.request) != run.packed:
+        return False
+    environment = {**os.environ, **(run.script.exports if run.script else {})}
+    return run_fingerprint(run, result.request, result.device, environment) == result.fingerprint
 
 
 def _config_checks(run: RunDirectory, result: ProbeResult, path: Path) -> list[str]:

@@ -121,7 +121,7 @@ def check_packing(
     says_packed = bool(packed) and all(packed.values())
     if len(sections) < len(entries) or not sections:
         return says_packed  # check_sections has said so
-    refusing = {k: why for k, s in sections.items() if (why := _why_it_cannot_pack(s, recipe))}
+    refusing = {k: why for k, s in sections.items() if (why := why_it_cannot_pack(s, recipe))}
     for key, why in refusing.items():
         if mode is not PackingMode.UNPACKED:
             findings.problem(
@@ -167,7 +167,8 @@ def _packed(config: RunConfig, key: str, section: Mapping[str, Any], findings: F
     return bool(value) if not isinstance(value, Unresolved) else True
 
 
-def _why_it_cannot_pack(section: Mapping[str, Any], recipe: Recipe | None) -> str:
+def why_it_cannot_pack(section: Mapping[str, Any], recipe: Recipe | None) -> str:
+    """Why a dataset section can't pack, in words; empty when it can, as far as is known."""
     component = str(section.get("_component_") or "")
     if recipe and "dpo" in recipe.name.split("_"):
         return f"{recipe.name} doesn't pack: its rows are pairs of a chosen and a rejected answer"
@@ -218,14 +219,18 @@ def _check_packable(config: RunConfig, device: str, findings: Findings) -> None:
                 "set tokenizer.max_seq_len to the tokens of a packed row, such as 2048 "
                 "(torchtune's configs ship with null)",
             )
-    model = config.get("model._component_")
-    # Source: torchtune/models/gemma2/_attention.py raises on block masks, which packing uses on CUDA.
-    if isinstance(model, str) and model.startswith("torchtune.models.gemma2.") and device == "cuda":
+    if refuses_packs(config, device):
         findings.problem(
             "gemma2 models refuse packed datasets on CUDA",
             config.where("model._component_"),
             "set dataset.packed: False and probe with --unpacked",
         )
+
+
+def refuses_packs(config: RunConfig, device: str) -> bool:
+    """Whether the model refuses packed rows on this kind of device."""
+    # Source: torchtune/models/gemma2/_attention.py raises on block masks, which packing uses on CUDA.
+    return device == "cuda" and str(config.get("model._component_")).startswith("torchtune.models.gemma2.")
 
 
 def check_files(config: RunConfig, working_dir: Path, load_weights: bool, findings: Findings) -> None:

@@ -102,11 +102,11 @@ def read_run(
     check_request(request)
     findings = Findings()
     cwd = (cwd or Path.cwd()).resolve()
-    path = _find_directory(cwd / run_dir, findings)
+    path = find_directory(cwd / run_dir, findings)
     if path is None:
         raise RunProblems(findings.problems)
-    script = _read_script(path / SCRIPT_NAME, os.environ if environ is None else environ, findings)
-    working_dir = _working_dir(path, script, findings)
+    script = read_run_script(path / SCRIPT_NAME, os.environ if environ is None else environ, findings)
+    working_dir = working_dir_of(path, script, findings)
     config = read_config(path / CONFIG_NAME, script, findings)
     recipe = None
     if config or request.recipe or (script and script.tune_run):
@@ -150,7 +150,8 @@ def check_request(request: ProbeRequest) -> None:
         raise UsageError("\n".join(wrong))
 
 
-def _find_directory(given: Path, findings: Findings) -> Path | None:
+def find_directory(given: Path, findings: Findings) -> Path | None:
+    """The run directory that was meant, resolved; None when it isn't one."""
     try:
         path = given.resolve()
     except (OSError, RuntimeError) as error:
@@ -195,7 +196,8 @@ def _why_unusable(path: str) -> str:
     return ""
 
 
-def _read_script(path: Path, environ: Mapping[str, str], findings: Findings) -> SlurmScript | None:
+def read_run_script(path: Path, environ: Mapping[str, str], findings: Findings) -> SlurmScript | None:
+    """The `finetune.slurm` at `path`; None when there is none, or it can't be read."""
     if not path.is_file():
         return None
     try:
@@ -208,7 +210,7 @@ def _read_script(path: Path, environ: Mapping[str, str], findings: Findings) -> 
     return script
 
 
-def _working_dir(path: Path, script: SlurmScript | None, findings: Findings) -> Path:
+def working_dir_of(path: Path, script: SlurmScript | None, findings: Findings) -> Path:
     """Where the training job runs: `#SBATCH --chdir`, a literal `cd` in the script, or the run directory."""
     if script is None:
         return path
@@ -242,7 +244,7 @@ def _checked(
     packed = checks.check_packing(config, request.packing, recipe, device, findings)
     checks.check_optimizer(config, device, findings)
     checks.check_files(config, working_dir, request.load_weights, findings)
-    _check_trained_config(config, script, working_dir, findings)
+    check_trained_config(config, script, working_dir, findings)
     if recipe is None:
         return None
     for warning in recipe.warnings:
@@ -270,7 +272,7 @@ def _checked(
     )
 
 
-def _check_trained_config(
+def check_trained_config(
     config: RunConfig, script: SlurmScript | None, working_dir: Path, findings: Findings
 ) -> None:
     """The `tune run` line trains with this `finetune.yaml`, not with another file."""
