@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from autobatch.cli.main import main
 from tests.skill_commands import BLOCKS, substituted, write_autobatch
 from tests.slurm.client import Slurm
 
@@ -28,10 +29,10 @@ def test_there_are_some() -> None:
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_command_that_needs_a_cluster(line: str, cluster: Slurm, laid_out: Path, tmp_path: Path) -> None:
-    shutil.copytree(laid_out, tmp_path / "experiment")
     run = tmp_path / "experiment" / "run1"
-    config = run / "finetune.yaml"
-    config.write_text(config.read_text().replace("max_steps_per_epoch: null", "max_steps_per_epoch: 2"))
+    if not line.startswith("squeue"):
+        shutil.copytree(laid_out, run.parent)
+        as_init_makes_it(run)
     write_autobatch(tmp_path / "bin")
     path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -51,6 +52,17 @@ def test_a_command_that_needs_a_cluster(line: str, cluster: Slurm, laid_out: Pat
         assert "JOBID" in ended.stdout
         return
     training = re.findall(r"\d+", ended.stdout)[-1]
-    cluster.wait_for(training, "COMPLETED", timeout_s=240)
-    assert "batch_size: 2 " in config.read_text()
+    cluster.wait_for(training, "COMPLETED", "FAILED", timeout_s=240)
+    logs = {path.name: path.read_text() for path in tmp_path.rglob("slurm-*.out")}
+    assert cluster.job(training)["JobState"] == "COMPLETED", logs
+    assert "batch_size: 2 " in (run / "finetune.yaml").read_text()
     assert list((run / "output").iterdir())
+
+
+def as_init_makes_it(run: Path) -> None:
+    """The run's config and training job as `autobatch init` writes them, to train two steps on this node."""
+    made = run.with_name("made")
+    words = ["init", str(made), "--config", str(run / "finetune.yaml"), "--mem", "4G", "--cpus", "2"]
+    assert main([*words, "max_steps_per_epoch=2"]) == 0
+    shutil.rmtree(run)
+    made.rename(run)
