@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +126,28 @@ class TestRuns:
         assert (code, said.out) == (3, "")
         assert f"autobatch: {run}: the dataset can't be read: " in said.err
         assert f"{run}/probe/density/packed/packing.log" in said.err
+
+    def test_interrupted(self, make_run: MakeRun) -> None:
+        run = make_run()
+        command = subprocess.Popen(
+            [sys.executable, "-m", "autobatch.cli.main", "density", str(run)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        while not (run / "probe" / "density" / "packed" / "packing.yaml").exists():
+            assert command.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+
+        # As a terminal does at Ctrl-C: to every process of the group.
+        os.killpg(command.pid, signal.SIGINT)
+        out, err = command.communicate(timeout=60)
+
+        assert (command.returncode, out) == (130, "")
+        assert "autobatch: interrupted" in err
+        assert "Traceback" not in err
 
     def test_the_log_of_a_training_says_the_same(self, trainings: dict[str, Training]) -> None:
         training = trainings["stdout"]

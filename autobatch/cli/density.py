@@ -45,8 +45,8 @@ exit codes:
 
 example:
   $ autobatch density demo-run/run1
-  run   rows   examples  packs  density  efficiency  mean tokens  longest  source
-  run1  packs      2000    384     5.21      89.0 %         87.5      236  dataset
+   run   rows  examples  packs  density  efficiency  mean tokens  longest  source
+  run1  packs      2000    384     5.21      89.0 %         87.5      419  dataset
 """
 
 _RUN_HEADER = (

@@ -94,8 +94,8 @@ def _matching(run_dir: Path, pattern: str, header: Mapping[str, str]) -> Iterato
     expression += re.escape(pattern[last:])
     wildcard += glob.escape(pattern[last:])
     for base in dict.fromkeys((run_dir, run_dir / header.get("chdir", "."))):
-        whole = re.compile(re.escape(glob_root(base, pattern)) + expression)
-        for found in sorted(glob.glob(glob.escape(glob_root(base, pattern)) + wildcard)):  # noqa: PTH207  # absolute patterns
+        whole = re.compile(re.escape(_before(base, pattern)) + expression)
+        for found in sorted(glob.glob(glob.escape(_before(base, pattern)) + wildcard)):  # noqa: PTH207  # absolute patterns
             match = whole.fullmatch(found)
             if match is None or not Path(found).is_file() or not _is_of_run(Path(found), run_dir, name):
                 continue
@@ -103,7 +103,7 @@ def _matching(run_dir: Path, pattern: str, header: Mapping[str, str]) -> Iterato
             yield (int(groups.get("job") or -1), int(groups.get("task") or -1)), Path(found)
 
 
-def glob_root(base: Path, pattern: str) -> str:
+def _before(base: Path, pattern: str) -> str:
     """What stands before a pattern: nothing where it is absolute."""
     return "" if pattern.startswith("/") else f"{base}/"
 

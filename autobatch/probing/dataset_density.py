@@ -7,6 +7,8 @@ dataset takes, and so needs a process of its own kind. What a probe counted is t
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,9 +103,23 @@ class DensityMeter:
         return outcome.density, outcome.density == known, ""
 
     def _server(self, exports: Mapping[str, str]) -> ForkServer:
+        server = ForkServer({}, "cpu", cold=self._served not in (None, dict(exports)))
         if self._served is None:
             self._served = dict(exports)
-        return ForkServer({}, "cpu", cold=dict(exports) != self._served)
+            _start(server)
+        return server
+
+
+def _start(server: ForkServer) -> None:
+    """Start it so that Ctrl-C, which reaches it too, doesn't end it in the middle of its imports, aloud."""
+    if threading.current_thread() is not threading.main_thread():
+        server.start()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
