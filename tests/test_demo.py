@@ -174,7 +174,8 @@ class TestSlurmScript:
         tune = tmp_path / "tune"
         tune.write_text('#!/bin/bash\necho "$PWD: tune $*"\nexit 7\n')
         autobatch = tmp_path / "autobatch"
-        autobatch.write_text('#!/bin/bash\n[[ "$*" = "verify ." ]]\n')
+        # What it records of the training fails, and nobody minds.
+        autobatch.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/calls\n[[ "$*" = "verify ." ]]\n')
         for program in (tune, autobatch):
             program.chmod(0o755)
         experiment = demo.parent
@@ -187,6 +188,7 @@ class TestSlurmScript:
         done = subprocess.run(["bash", path], env=environment, cwd="/", capture_output=True, text=True)
         expected = f"{demo.resolve()}: tune run lora_finetune_single_device --config finetune.yaml\n"
         assert (done.returncode, done.stdout, done.stderr) == (7, expected, "")
+        assert (tmp_path / "calls").read_text() == "verify .\nmetrics . --exit-code 7\n"
 
     def test_autobatch_reads_the_recipe_and_no_other_directory(self, demo: Path) -> None:
         script = read_script(demo / "finetune.slurm")
@@ -348,5 +350,8 @@ def test_the_script_trains_once_it_is_probed(tmp_path: Path) -> None:
     assert probed.batch_size == 2
     assert done.returncode == 0, done.stderr
     assert "batch_size: 2\n" in done.stderr
+    status = (run_dir.parent / "runs_status.yaml").read_text()
+    assert "    status: completed\n" in status
+    assert "      packing_source: probe\n" in status
     (log,) = (run_dir / "output" / "logs").glob("*.txt")
     assert [line.split(" |")[0] for line in log.read_text().splitlines()] == ["Step 1", "Step 2"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from autobatch.edits.status_nodes import Entry
 from autobatch.edits.status_yaml import set_run
+from autobatch.edits.yaml_nodes import LOADER
 from autobatch.errors import EditError
 
 ENTRY: Entry = {
@@ -262,7 +263,20 @@ def test_any_text_is_edited_rightly_or_refused(text: str) -> None:
     except EditError:
         return
 
-    entries = [e for e in yaml.safe_load(edited)["runs"] if isinstance(e, dict) and e.get("name") == "run1"]
+    # libyaml takes texts that PyYAML's own parser refuses, such as one that ends in a tab.
+    document = yaml.load(edited, Loader=LOADER)
+    entries = [e for e in document["runs"] if isinstance(e, dict) and e.get("name") == "run1"]
     assert len(entries) == 1
     assert entries[0]["config"]["batch_size"] == 24
     assert set_run(edited, "run1", ENTRY) == edited
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=st.text(max_size=40), run=st.text(min_size=1, max_size=10))
+def test_any_value_and_any_name_are_read_back(value: str, run: str) -> None:
+    entry: Entry = {"failure": value, "metrics": {"note": value}}
+
+    edited = set_run("runs:\n- name: first\n", run, entry)
+
+    assert yaml.safe_load(edited)["runs"][-1] == {"name": run, "failure": value, "metrics": {"note": value}}
+    assert set_run(edited, run, entry) == edited

@@ -51,7 +51,7 @@ def test_accounting_answers_for_all_jobs_at_once() -> None:
         "79": JobAccount("79", "PENDING", None, None, 0, None, ""),
         "28_0": JobAccount("28_0", "TIMEOUT", start, datetime(2025, 10, 20, 15, 30), 3600, None, "n1"),
     }
-    assert len(asked) == 1
+    assert [command[0] for command in asked] == ["sacct", "scontrol"]
     assert "--jobs=77,78,79,28_0" in asked[0]
 
 
@@ -62,6 +62,14 @@ def test_without_accounting_the_controller_is_asked() -> None:
 
     seconds = 26 * 3600 + 3 * 60 + 4
     assert account == JobAccount("80", "RUNNING", datetime(2025, 10, 20, 14, 30), None, seconds, 4, "n1")
+
+
+def test_gpus_that_accounting_does_not_count() -> None:
+    _, answer = answers(sacct="80|RUNNING|2025-10-20T14:00:00|Unknown|90|cpu=2|n1\n", scontrol=RUNNING)
+
+    (account,) = job_accounts(["80"], ask=answer).values()
+
+    assert account == JobAccount("80", "RUNNING", datetime(2025, 10, 20, 14), None, 90, 4, "n1")
 
 
 @pytest.mark.parametrize(

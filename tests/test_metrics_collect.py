@@ -239,8 +239,7 @@ def test_a_config_that_can_not_be_read_costs_the_config_alone(run: Path) -> None
 
     metrics = metrics_of(run)
 
-    assert "config can't be read" in metrics.notes[0]
-    assert f"{run / 'finetune.yaml'}:2" in metrics.notes[0]
+    assert metrics.notes[0].startswith(f"{run / 'finetune.yaml'}:2: can't be read: ")
     assert metrics.steps == 20
     assert status_entry(metrics, {})["config"] == {}
 
@@ -324,6 +323,7 @@ def test_a_training_without_a_step_is_said(run: Path) -> None:
     metrics = metrics_of(run)
 
     assert metrics.outcome.status == "completed"
+    assert metrics.steps == 0
     assert "no optimizer step" in metrics.notes[0]
 
 
@@ -335,6 +335,18 @@ def test_a_loss_that_is_no_number_is_said_and_not_written(run: Path) -> None:
     assert metrics.notes == ("the loss of the last step is nan",)
     assert values_of(run)["final_loss"] is None
     assert "nan" not in run_file_text(metrics)
+
+
+def test_a_log_without_a_training_is_no_source(run: Path) -> None:
+    (run / "slurm-77.out").write_text("bash: tune: command not found\n")
+    (run / "gpu_metrics.csv").unlink()
+
+    untold, told = metrics_of(run, None), metrics_of(run, None, exit_code=127)
+
+    assert untold.notes == (f"{run / 'slurm-77.out'}: says nothing of a training",)
+    assert (untold.sources, untold.job_id) == ((), "77")
+    assert told.sources == ("exit code 127 of tune run",)
+    assert told.outcome == Outcome("failed", "tune run ended with exit code 127")
 
 
 def test_nothing_is_known_of_an_untouched_run(tmp_path: Path) -> None:

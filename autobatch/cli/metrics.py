@@ -59,7 +59,9 @@ exit codes:
   2  there is no run at PATH, a file can't be read, or runs_status.yaml can't be edited safely
 
 example:
-  $ autobatch metrics demo-run/
+  $ autobatch metrics demo-run/       (on a CPU, of which torchtune logs no peak)
+  run   status     batch_size  peak  predicted  off by  density  tokens/s  training
+  run1  completed  9           -     -          -       5.21     135       58.0 s
 """
 
 _HEADER = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from autobatch.runs.slurm_client import ask
@@ -43,8 +43,8 @@ class JobAccount:
 def job_accounts(job_ids: Sequence[str], *, ask: Ask = ask) -> dict[str, JobAccount]:
     """What Slurm knows of these jobs; those that it doesn't know are missing.
 
-    Accounting is asked once for all of them, the controller for each of the others until it doesn't answer:
-    a cluster that is down costs two time-outs of a client, however many jobs there are.
+    Accounting is asked once for all of them, the controller for each of those of which something is missing,
+    until it doesn't answer: a cluster that is down costs two time-outs of a client, however many jobs there are.
     """
     if not job_ids:
         return {}
@@ -54,14 +54,16 @@ def job_accounts(job_ids: Sequence[str], *, ask: Ask = ask) -> dict[str, JobAcco
     )  # fmt: skip
     accounts = _from_sacct(listed or "", job_ids)
     for job_id in job_ids:
-        if job_id in accounts:
+        known = accounts.get(job_id)
+        if known is not None and known.gpus is not None:
             continue
         shown = ask("scontrol", "--oneliner", "show", "job", job_id)
         if shown is None:
             break
         account = _from_scontrol(shown, job_id)
         if account is not None:
-            accounts[job_id] = account
+            # Many a site's accounting doesn't count GPUs (AccountingStorageTRES).
+            accounts[job_id] = account if known is None else replace(known, gpus=account.gpus)
     return accounts
 
 

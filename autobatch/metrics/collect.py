@@ -98,7 +98,11 @@ def _read(run: Path, logs: Sequence[Path] | None, job_id: str | None) -> _Source
         result = find_result(run / "probe" / "result.json")
     except UsageError as error:
         notes.append(str(error))
-    return _Sources(run, log, samples, result, job_id or _job_id(log), notes)
+    job_id = job_id or _job_id(log)
+    if log is not None and log == LogMetrics(files=log.files):
+        notes.append(f"{', '.join(log.files)}: says nothing of a training")
+        log = None
+    return _Sources(run, log, samples, result, job_id, notes)
 
 
 def _job_id(log: LogMetrics | None) -> str | None:
@@ -132,7 +136,7 @@ def _metrics(sources: _Sources, account: JobAccount | None, exit_code: int | Non
         ended = datetime.now() if exit_code is not None else samples.end
     return RunMetrics(
         run=sources.run,
-        sources=_names(sources, samples, account),
+        sources=_names(sources, samples, account, exit_code),
         last_written=_last_written(log),
         config=config,
         outcome=outcome,
@@ -154,12 +158,16 @@ def _metrics(sources: _Sources, account: JobAccount | None, exit_code: int | Non
     )
 
 
-def _names(sources: _Sources, samples: GpuSamples, account: JobAccount | None) -> tuple[str, ...]:
+def _names(
+    sources: _Sources, samples: GpuSamples, account: JobAccount | None, exit_code: int | None
+) -> tuple[str, ...]:
     names = list(sources.log.files) if sources.log is not None else []
     if samples.samples:
         names.append(str(sources.run / GPU_METRICS))
     if account is not None:
         names.append(f"Slurm's job {account.job_id}")
+    if exit_code is not None:
+        names.append(f"exit code {exit_code} of tune run")
     return tuple(names)
 
 

@@ -120,7 +120,8 @@ def read_trained_config(run: Path, logged: Mapping[str, Any], recipe: str | None
     findings = Findings()
     config = read_config(run / CONFIG_NAME, script, findings)
     if config is None:
-        return TrainedConfig({}, name, processes, (f"its config can't be read: {findings.problems[0]}",))
+        problem = findings.problems[0]
+        return TrainedConfig({}, name, processes, (f"{problem.where}: can't be read: {problem.what}",))
     return TrainedConfig(config.values, name, processes)
 
 
