@@ -265,6 +265,7 @@ def _called(path: Path) -> set[str]:
         "import autobatch.cli.report",
         "import autobatch.cli.demo",
         "import autobatch.cli.init",
+        "import autobatch.cli.validate, autobatch.cli.validating",
     ],
 )
 def test_importing_costs_nothing(statement: str) -> None:

@@ -112,6 +112,13 @@ def test_json_is_a_list_of_files(tmp_path: Path) -> None:
         pytest.param(
             "a.yaml", b"optimizer: 1\nmodel: {_component_: 7}\ndataset: [1, null]\n", 1, id="odd values"
         ),
+        pytest.param(
+            "a.yaml",
+            b"optimizer: {_component_: torch.optim.SGD, 1: 2, a: {2: 3, b: 4}}\n"
+            b"model: {_component_: '${nowhere}', 1: 2, a: {2: 3, b: 2020-01-01}}\n",
+            1,
+            id="odd keys in sections",
+        ),
         pytest.param("a.yaml", b"dataset: {source: json, data_files: 3, split: 4}\n", 1, id="odd data"),
     ],
 )
@@ -122,7 +129,7 @@ def test_bad_input(path: str, content: bytes | None, code: int, tmp_path: Path) 
     elif path.endswith("/"):
         file.mkdir()
 
-    ended = call(file, "--no-build")
+    ended = call(file, "--no-build", "--json")
 
     assert ended.returncode == code, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr

@@ -99,6 +99,7 @@ CASES = [
     pytest.param("packing", {}, "lora_dpo_single_device", ["error"], id="DPO packed"),
     pytest.param("packing", {"dataset__packed": False}, "lora_dpo_single_device", [], id="DPO unpacked"),
     pytest.param("packing", {"dataset__packed": "True"}, LORA_RECIPE, ["error"], id="packed in quotes"),
+    pytest.param("packing", {"dataset__packed": "???"}, LORA_RECIPE, [], id="packed isn't known"),
     pytest.param("sections", {"dataset": ...}, LORA_RECIPE, ["error"], id="no dataset"),
     pytest.param(
         "sections",
@@ -423,6 +424,15 @@ def test_arguments_that_a_component_does_not_take(tmp_path: Path) -> None:
         ("error", "optimizer"),
         ("warning", "tokenizer"),
     ]
+
+
+def test_keys_of_every_kind_can_be_asked_about(tmp_path: Path) -> None:
+    model = {"_component_": "torchtune.models.llama3_2.llama3_2_1b", 1: 2, "a": {2: 3, "b": [None]}}
+    run = write_run(tmp_path, config=changed(model=model, optimizer__betas={1: 2, "a": 3}))
+
+    (finding,) = found(report_of(run, build=True), "component")
+
+    assert "unexpected keyword argument '1'" in finding.what
 
 
 def test_the_model_is_counted_where_its_name_says_nothing(tmp_path: Path) -> None:

@@ -70,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-build",
         action="store_true",
-        help="don't ask torchtune (seconds, in a process of its own) for the model's size and the components' "
-        "arguments; the size then comes from the component's name",
+        help="don't ask torchtune for the model's size and the components' arguments, which takes seconds: in a "
+        "process of its own it imports every component and calls the model's, on the meta device. Without, the "
+        "size comes from the component's name",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -60,7 +60,7 @@ class Section:
         is_here = module.is_dir() or module.with_suffix(".py").is_file()
         place = str(working_dir) if is_here else ""
         content = self.arguments if self.is_model else sorted(map(str, self.arguments))
-        return json.dumps([component, place, self.is_model, content], sort_keys=True, default=repr)
+        return json.dumps([component, place, self.is_model, content], skipkeys=True, default=repr)
 
 
 def sections_of(config: Mapping[str, Any]) -> list[Section]:
@@ -112,7 +112,9 @@ class Builder:
         while waiting:
             said = directory / "answers.jsonl"
             said.unlink(missing_ok=True)
-            questions = json.dumps([[s.arguments, s.is_model] for s in waiting.values()], default=repr)
+            questions = json.dumps(
+                [[s.arguments, s.is_model] for s in waiting.values()], skipkeys=True, default=repr
+            )
             server.run(
                 look_at_sections,
                 questions,
@@ -121,7 +123,8 @@ class Builder:
                 log=directory / "log",
                 timeout_s=_TIMEOUT_S,
             )
-            lines = said.read_text(encoding="utf-8").splitlines() if said.exists() else []
+            text = said.read_text(encoding="utf-8") if said.exists() else ""
+            lines = text.split("\n")[:-1]  # a process killed while writing leaves a torn last one
             for line in lines:
                 key = next(iter(waiting))
                 self._answers[key] = Answer(**json.loads(line))

@@ -89,16 +89,18 @@ def _keys_of(file: Path) -> tuple[str, ...] | None:
     status = file.stat()
     if status.st_size > _MOST_BYTES:
         return None
-    return _read_keys(file, status.st_mtime_ns)
+    return _read_keys(file.resolve(), status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)
 def _read_keys(file: Path, mtime_ns: int) -> tuple[str, ...] | None:
     """A file that many runs name is read once; `mtime_ns` tells its states apart."""
     try:
-        text = file.read_text(encoding="utf-8").strip()
-        if not text.startswith("{"):
-            return ()
+        with file.open(encoding="utf-8") as opened:
+            beginning = opened.read(4096).lstrip()
+            if not beginning.startswith("{"):
+                return ()
+            text = (beginning + opened.read()).rstrip()
         whole, end = json.JSONDecoder().raw_decode(text)
     except (OSError, ValueError, RecursionError):
         return None

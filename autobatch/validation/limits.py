@@ -18,7 +18,7 @@ _SMALLEST = 0.4e9
 
 
 @dataclass(frozen=True)
-class Limit:
+class SizeLimit:
     """The largest batch_size that the rule of thumb allows models of one size.
 
     Attributes:
@@ -38,23 +38,23 @@ class Limit:
 
 
 LIMITS = (
-    Limit("1B", 1, 1.3e9, 8, 20),
-    Limit("3B", 3, 3.5e9, 4, 12),
-    Limit("7B/8B", 8, 8.6e9, 2, 6),
-    Limit("13B", 13, 13.5e9, 1, 4),
-    Limit("70B", 70, 71e9, 1, 2),
-    Limit("more than 70B", float("inf"), float("inf"), 1, 1),
+    SizeLimit("1B", 1, 1.3e9, 8, 20),
+    SizeLimit("3B", 3, 3.5e9, 4, 12),
+    SizeLimit("7B/8B", 8, 8.6e9, 2, 6),
+    SizeLimit("13B", 13, 13.5e9, 1, 4),
+    SizeLimit("70B", 70, 71e9, 1, 2),
+    SizeLimit("more than 70B", float("inf"), float("inf"), 1, 1),
 )
 
 
-def limit_for(parameters: int) -> Limit | None:
+def limit_for(parameters: int) -> SizeLimit | None:
     """The row of a model with so many parameters; None for one that is smaller than any row."""
     if parameters < _SMALLEST:
         return None
     return next(limit for limit in LIMITS if parameters <= limit.largest_parameters)
 
 
-def limit_by_name(model: Any) -> Limit | None:
+def limit_by_name(model: Any) -> SizeLimit | None:
     """The row of a model by the size in its component's name; None when there is none in it.
 
     Args:

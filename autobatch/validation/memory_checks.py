@@ -7,11 +7,10 @@ devices an info (each holds a part of the model). What was measured replaces the
 
 from __future__ import annotations
 
-from autobatch.records import Limit as Cap
-from autobatch.records import ProbeResult, Trial, Verdict
+from autobatch.records import Limit, ProbeResult, Trial, Verdict
 from autobatch.units import format_bytes, format_percent
 from autobatch.validation.findings import Collector
-from autobatch.validation.limits import Limit
+from autobatch.validation.limits import SizeLimit
 from autobatch.validation.measured import Measured
 from autobatch.validation.subject import Subject
 
@@ -21,7 +20,7 @@ _MEASURED = "batch-size-measured"
 _OTHERWISE = frozenset({"dpo", "distillation"})
 
 
-def check_batch_size(subject: Subject, limit: Limit | None, measured: Measured, c: Collector) -> None:
+def check_batch_size(subject: Subject, limit: SizeLimit | None, measured: Measured, c: Collector) -> None:
     """batch_size fits, as far as anything says so.
 
     Args:
@@ -58,7 +57,7 @@ def _hold_against_measurement(size: int, result: ProbeResult, where: str, c: Col
         c.info(_MEASURED, f"batch_size {size} is measured{peak}{more}", where)
     elif size < best:
         c.info(_MEASURED, f"batch_size {size} is below {best}, which was measured to fit", where)
-    elif trial is not None or result.limit is Cap.MEMORY:
+    elif trial is not None or result.limit is Limit.MEMORY:
         ended = f"; {size} was measured: {trial.verdict.value}{peak}" if trial else ""
         c.error(
             _MEASURED,
@@ -83,7 +82,7 @@ def _peak(trial: Trial | None, result: ProbeResult) -> str:
     return f", peak {format_bytes(trial.peak_bytes)}, {share} of {format_bytes(result.capacity_bytes)}"
 
 
-def _hold_against_rule(subject: Subject, size: int, limit: Limit, where: str, c: Collector) -> None:
+def _hold_against_rule(subject: Subject, size: int, limit: SizeLimit, where: str, c: Collector) -> None:
     packed = subject.packed
     most = limit.packed if packed else limit.unpacked
     rule = f"the rule of thumb for {limit.label}, {'packed' if packed else 'unpacked'}, on one 80 GB card"

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from autobatch.errors import RunProblems
 from autobatch.runs import torchtune_source
@@ -57,10 +58,12 @@ class Subject:
     @property
     def packed(self) -> bool:
         """Whether any dataset of the config packs, as torchtune takes it: any value that is true, text too."""
-        dataset = self.config.get("dataset")
-        entries = dataset if isinstance(dataset, list) else [dataset]
-        values = [entry.get("packed") for entry in entries if isinstance(entry, dict)]
-        return any(value and not isinstance(value, Unresolved) for value in values)
+        return any(value and not isinstance(value, Unresolved) for value in self._packed_values())
+
+    @property
+    def may_pack(self) -> bool:
+        """Whether it packs, or that can't be told because a value isn't resolved."""
+        return any(self._packed_values())
 
     def integer(self, key: str, default: int | None = None) -> int | None:
         """The positive integer at `key`; `default` where there is none; None where it is anything else."""
@@ -68,6 +71,11 @@ class Subject:
         if value is None:
             return default
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+    def _packed_values(self) -> list[Any]:
+        dataset = self.config.get("dataset")
+        entries = dataset if isinstance(dataset, list) else [dataset]
+        return [entry.get("packed") for entry in entries if isinstance(entry, dict)]
 
 
 def read_subject(path: Path, collector: Collector) -> Subject | None:

@@ -19,7 +19,7 @@ from autobatch.validation import training_checks
 from autobatch.validation.build import Answer, Builder, Section, sections_of
 from autobatch.validation.data_checks import check_local_data
 from autobatch.validation.findings import Collector, Report
-from autobatch.validation.limits import Limit, limit_by_name, limit_for
+from autobatch.validation.limits import SizeLimit, limit_by_name, limit_for
 from autobatch.validation.measured import Measured, measured_of
 from autobatch.validation.memory_checks import check_batch_size
 from autobatch.validation.plan import check_plan
@@ -165,7 +165,7 @@ def _check_as_the_probe_does(subject: Subject, c: Collector) -> None:
     checks.positive_integer(
         config, "gradient_accumulation_steps", findings("gradient-accumulation"), default=1
     )
-    mode = PackingMode.CONFIG if subject.packed else PackingMode.UNPACKED
+    mode = PackingMode.CONFIG if subject.may_pack else PackingMode.UNPACKED
     checks.check_packing(config, mode, subject.recipe, device, findings("packing"))
     checks.check_optimizer(config, device, findings("optimizer"))
     checks.check_files(config, subject.working_dir, True, findings("files"))
@@ -211,7 +211,7 @@ def _take_files(subject: Subject, findings: Findings, c: Collector) -> None:
             c.error("files", problem.what, problem.where, problem.remedy)
 
 
-def _size_of(subject: Subject, builder: Builder) -> tuple[int | None, Limit | None]:
+def _size_of(subject: Subject, builder: Builder) -> tuple[int | None, SizeLimit | None]:
     """Parameters of the model, if it was built, and its row in the rule of thumb."""
     model = next((s for s in sections_of(subject.config.values) if s.is_model), None)
     if model is None:
@@ -223,16 +223,17 @@ def _size_of(subject: Subject, builder: Builder) -> tuple[int | None, Limit | No
 
 
 def _facts(
-    subject: Subject, parameters: int | None, limit: Limit | None, measured: Measured
+    subject: Subject, parameters: int | None, limit: SizeLimit | None, measured: Measured
 ) -> dict[str, Any]:
     size = subject.integer("batch_size")
     steps = subject.integer("gradient_accumulation_steps", 1)
     effective = size * steps if size is not None and steps is not None else None
+    component = subject.config.get("model._component_")
     density = measured.density
     per_pack = density.examples_per_pack if density is not None and density.packed else None
     return {
         "kind": subject.kind.value,
-        "model": subject.config.get("model._component_"),
+        "model": component if isinstance(component, str) else None,
         "parameters": parameters,
         "size": limit.label if limit else None,
         "recipe": subject.recipe.name if subject.recipe else None,
