@@ -194,13 +194,13 @@ class TestRefusals:
         code = init(*words)
 
         out, err = capsys.readouterr()
-        where = next(line for line in err.splitlines() if "batch_size 16 is above 8" in line)
+        assert "batch_size 16 is above 8" in err
         assert (code, out) == (1, "")
         assert not Path("runs").exists()
         assert init(*words, "--skip-validation") == 0
         lines = Path("runs/run1/finetune.yaml").read_text().splitlines()
         line = lines.index("batch_size: 16") + 1
-        assert f"finetune.yaml:{line}" in where
+        assert f"error  batch-size-limit  finetune.yaml:{line}\n" in err
 
     def test_what_torchtune_says_counts(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """An argument that the model's builder doesn't take, found by torchtune itself."""

@@ -299,10 +299,12 @@ class TestParts:
         assert configs_dir() == Path(__file__).parents[1] / "configs"
         assert training_script() == Path(__file__).parents[1] / "slurm/finetune.slurm"
 
-    def test_packaged_configs_come_first(self, tmp_path: Path) -> None:
-        for place in ("autobatch/_configs/demo", "configs/demo"):
+    def test_packaged_files_come_first(self, tmp_path: Path) -> None:
+        for place in ("autobatch/_configs/demo", "configs/demo", "autobatch/_slurm", "slurm"):
             (tmp_path / place).mkdir(parents=True)
+            (tmp_path / place / "finetune.slurm").touch()
         assert configs_dir(tmp_path / "autobatch") == tmp_path / "autobatch/_configs"
+        assert training_script(tmp_path / "autobatch") == tmp_path / "autobatch/_slurm/finetune.slurm"
 
     def test_somebody_elses_configs_are_not_ours(self, tmp_path: Path) -> None:
         (tmp_path / "configs").mkdir()

@@ -29,7 +29,7 @@ what becomes of the config, unless a key=value says otherwise:
   tokenizer.max_seq_len        2048, where it is null and the run packs
   output_dir                   ./output, where it is below /tmp
   log_peak_memory_stats        True
-  gradient_accumulation_steps  1, where it is missing
+  gradient_accumulation_steps  1, where it is missing; so is batch_size
 
 files:
   RUN/finetune.yaml   the config that `autobatch probe` writes batch_size into
@@ -157,11 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"autobatch: {path}: replaced; what it held is in {copy.name}", file=sys.stderr)
     following = f"autobatch probe {shlex.quote(arguments.run)}"
     if arguments.json:
-        print(
-            json.dumps(
-                _as_json(plan, kept, following, dry_run=arguments.dry_run), indent=2, ensure_ascii=False
-            )
-        )
+        made = _as_json(plan, kept, following, dry_run=arguments.dry_run)
+        print(json.dumps(made, indent=2, ensure_ascii=False))
         return 0
     if arguments.dry_run:
         print("\n".join(_diffs(plan)))
@@ -178,7 +175,7 @@ def _reports(plan: Plan, *, build: bool) -> list[Report]:
     path = plan.config_path
     with tempfile.TemporaryDirectory(prefix="autobatch-init-") as directory:
         # By another name than finetune.yaml it is a config by itself, whose files may still be missing.
-        staged = Path(directory).resolve() / f"{plan.run_dir.name}.yaml"
+        staged = Path(directory).resolve() / "config.yaml"
         staged.write_bytes(plan.files[path].encode())
         reports = validate([staged], build=build)
 
