@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,16 @@ from autobatch.report.compare import Comparison, compare
 from autobatch.report.comparison_formats import FORMATS, as_csv, as_json, as_markdown, as_text
 from autobatch.report.recommendations import recommendations
 from autobatch.report.run_figures import RunFigures
-from tests.compared_runs import entry, experiment_of, full_experiment, set_config, write_result, write_status
+from autobatch.report.run_sources import read_figures
+from tests.compared_runs import (
+    DENSITY,
+    entry,
+    experiment_of,
+    full_experiment,
+    set_config,
+    write_result,
+    write_status,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -200,8 +210,8 @@ class TestSources:
 
         assert [c.text for c in found.caveats if c.code == "source"] == [
             "run1: its final loss is nan: the training diverged",
-            "run1: metrics.tokens_per_second is 'fast', not a number: left out",
-            "run1: metrics.steps is 1.5, not a whole number: left out",
+            "run1: metrics.tokens_per_second is 'fast', not a number up to 1e+15: left out",
+            "run1: metrics.steps is 1.5, not a whole number up to 1e+15: left out",
         ]
         json.loads(as_json(found))
 
@@ -213,6 +223,14 @@ class TestSources:
         assert found.peak_gpu_memory_gb == 11.4
         assert found.predicted_peak_memory_gb is None
         assert found.peak_vs_predicted_pct is None
+
+    def test_a_sampled_density_is_an_estimate(self, experiment: Path) -> None:
+        write_result(experiment / "run4", density=replace(DENSITY, sampled_examples=400))
+
+        found = compare(experiment, ["run4"])
+
+        assert found.runs[0].packing_source == "probe, sampled"
+        assert "density-estimated" in [c.code for c in found.caveats]
 
     def test_a_probe_that_found_nothing_is_not_a_measurement(self, experiment: Path) -> None:
         write_result(experiment / "run4", status=Status.NOTHING_FITS, batch_size=None, trials=(), fit=None)
@@ -335,7 +353,8 @@ class TestRecommendations:
         )
 
         assert found[0].runs == ("other",)
-        assert found[0].text.endswith("; whether these were within it isn't known: other")
+        assert found[0].text.endswith("; no peak to hold against its target: other")
+        assert "within the target" not in found[0].text
 
     @pytest.mark.parametrize(
         "changes",
@@ -426,6 +445,34 @@ class TestFormats:
 
         assert "\x1b" not in as_text(found)
         assert "failed:  [2Jgone run9  done" in as_text(found)
+
+
+_KEYS = (
+    "status", "failure", "config", "metrics", "batch_size", "gradient_accumulation_steps", "effective_batch_size",
+    "packing_density", "peak_gpu_memory_gb", "predicted_peak_memory_gb", "tokens_per_second",
+    "training_time_minutes", "gpu_hours", "final_loss", "steps", "model",
+)  # fmt: skip
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_VALUES = _SCALARS | st.just(10**5000) | st.just(5e-324) | st.sampled_from(["completed", "failed", "1e9"])
+_SECTIONS = st.dictionaries(st.sampled_from(_KEYS), _VALUES)
+_ENTRIES = st.dictionaries(st.sampled_from(_KEYS), _VALUES | st.lists(_SCALARS) | _SECTIONS)
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(_KEYS), _VALUES | st.lists(_SCALARS) | _SECTIONS),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_any_entry_is_shown_in_every_format(entries: list[dict[str, Any]]) -> None:
+    runs = tuple(read_figures(f"run{n}", None, entry) for n, entry in enumerate(entries))
+    found = Comparison("e", runs, caveats(runs), recommendations(runs))
+
+    for form in FORMATS.values():
+        assert form(found).endswith("\n")
+    for column in COLUMNS:
+        assert len(sort_runs(runs, column.key)) == len(entries)
 
 
 def test_sorting_puts_what_isnt_known_last() -> None:

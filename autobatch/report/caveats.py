@@ -11,10 +11,10 @@ from autobatch.report.run_figures import RunFigures
 from autobatch.units import format_bytes
 
 #: A training's peak further from the probe's than this is worth a look.
-OFF_PREDICTION_PCT = 5.0
+_OFF_PREDICTION_PCT = 5.0
 
 #: A peak below this part of the target leaves room for a larger batch.
-IDLE_FRACTION = 0.75
+_IDLE_FRACTION = 0.75
 
 #: Densities of one dataset at one max_seq_len that differ by more come from different data or counting.
 _SAME_DENSITY = 0.05
@@ -65,7 +65,7 @@ def _of_one(run: RunFigures) -> Iterator[Remark]:
             f"its peak of {_gib(run.peak_gpu_memory_gb)} is over the target of {_gib(run.target_gb)}",
         )
     difference = run.peak_vs_predicted_pct
-    if difference is not None and abs(difference) > OFF_PREDICTION_PCT:
+    if difference is not None and abs(difference) > _OFF_PREDICTION_PCT:
         side = "above" if difference > 0 else "below"
         line = ", which comes from the fitted line, not from a trial" if run.predicted_from == "fit" else ""
         yield about(
@@ -81,7 +81,7 @@ def _idle_text(run: RunFigures) -> str | None:
     peak = run.peak_gpu_memory_gb or run.predicted_peak_memory_gb
     if not peak or not run.target_gb or run.ran_out_of_memory or run.probe_is_stale:
         return None
-    if peak >= IDLE_FRACTION * run.target_gb:
+    if peak >= _IDLE_FRACTION * run.target_gb:
         return None
     kind = "peak" if run.peak_gpu_memory_gb else "predicted peak"
     text = f"its {kind} of {_gib(peak)} is {100 * peak / run.target_gb:.0f} % of what the target allows"
@@ -128,7 +128,14 @@ def _between(runs: Sequence[RunFigures]) -> Iterator[Remark]:
         "a sequence isn't the same amount of work, and density grows with it",
         str,
     )
-    yield from _differing("gpu", runs, lambda run: run.gpu, "cards differ", "peaks and targets too", str)
+    yield from _differing(
+        "gpu",
+        runs,
+        lambda run: run.gpu,
+        "cards differ",
+        "peaks, targets and tokens/s aren't like for like",
+        str,
+    )
     yield from _data(runs)
     counted = [r for r in runs if r.packing_density is not None and not r.density_is_estimated]
     estimated = [r for r in runs if r.packing_density is not None and r.density_is_estimated]

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+#: Larger numbers are slips of the pen, and overflow in what is computed from them.
+_LARGEST = 1e15
+
 
 class Section:
     """Values by key; one of another kind than asked for is left out, and said.
@@ -32,18 +35,19 @@ class Section:
     def number(self, key: str, *, finite: bool = True) -> float | None:
         """The number at `key`; with `finite`, neither infinite nor NaN."""
         value = self._values.get(key)
-        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-        if number is not None and (math.isfinite(number) or not finite):
-            return number
-        self._leave_out(key, value, "a number")
+        if isinstance(value, float) and not finite and not math.isfinite(value):
+            return value
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+            return float(value)
+        self._leave_out(key, value, f"a number up to {_LARGEST:g}")
         return None
 
     def integer(self, key: str) -> int | None:
         """The whole number at `key`."""
         value = self._values.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST:
             return value
-        self._leave_out(key, value, "a whole number")
+        self._leave_out(key, value, f"a whole number up to {_LARGEST:g}")
         return None
 
     def boolean(self, key: str) -> bool | None:
@@ -57,8 +61,16 @@ class Section:
     def text(self, key: str) -> str | None:
         """The value at `key`, of whatever kind, as text."""
         value = self._values.get(key)
-        return None if value is None else str(value)
+        return value if value is None or isinstance(value, str) else _shown(value)
 
     def _leave_out(self, key: str, value: Any, kind: str) -> None:
         if value is not None:
-            self._remarks.append(f"{self._prefix}{key} is {value!r}, not {kind}: left out")
+            self._remarks.append(f"{self._prefix}{key} is {_shown(value)}, not {kind}: left out")
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:60]}..."

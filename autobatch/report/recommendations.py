@@ -19,7 +19,7 @@ def recommendations(runs: Sequence[RunFigures]) -> tuple[Remark, ...]:
 
 def _fastest(runs: Sequence[RunFigures]) -> Iterator[Remark]:
     """Per model and card: tokens/s per GPU also orders the GPU-hours that the same tokens take."""
-    completed = [run for run in runs if run.status == "completed" and run.tokens_per_second is not None]
+    completed = [run for run in runs if run.status == "completed" and _speed(run) > 0]
     if len(runs) > 1 and len(completed) < 2:
         text = "which run is the fastest isn't known: fewer than two completed with a figure for tokens/s"
         yield Remark("fastest-unknown", text, names(completed))
@@ -39,18 +39,16 @@ def _fastest(runs: Sequence[RunFigures]) -> Iterator[Remark]:
         ranked = sorted(within, key=_speed, reverse=True)
         first, equal = ranked[0], [r for r in ranked if _speed(r) >= (1 - _SAME_SPEED) * _speed(ranked[0])]
         unknown = [run for run in ranked if run.is_over_target is None]
-        checked = f"; whether these were within it isn't known: {listed(unknown)}" if unknown else ""
+        checked = f"; no peak to hold against its target: {listed(unknown)}" if unknown else ""
+        which = which if unknown else f"{which} within the target"
         if len(equal) > 1:
             shown = ", ".join(f"{run.run} {_speed(run):.0f}" for run in equal)
-            text = (
-                f"{listed(equal)}: equally fast of the {len(ranked)} {which} within the target "
-                f"({shown} tokens/s per GPU)"
-            )
+            text = f"{listed(equal)}: equally fast of the {len(ranked)} {which} ({shown} tokens/s per GPU)"
         else:
             second = ranked[1]
             ahead = f"{100 * (_speed(first) / _speed(second) - 1):.0f} % more than {second.run}"
             text = (
-                f"{first.run} ({_setup(first)}): the fastest of the {len(ranked)} {which} within the target, "
+                f"{first.run} ({_setup(first)}): the fastest of the {len(ranked)} {which}, "
                 f"{_speed(first):.0f} tokens/s per GPU, {ahead}; so the fewest GPU-hours for the same tokens"
             )
         yield Remark("fastest", f"{text}{checked}{left_out}", names(equal))

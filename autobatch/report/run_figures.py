@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from autobatch.metrics.records import Source
 
+#: `packing_source` of a probe with --density-sample.
+SAMPLED = f"{Source.PROBE.value}, sampled"
+
+_ONE_BYTE_GB = 2.0**-30
+
 
 @dataclass(frozen=True)
 class RunFigures:
@@ -116,9 +121,10 @@ class RunFigures:
     @property
     def peak_vs_predicted_pct(self) -> float | None:
         """How far the training's peak lies above the prediction, in percent of it."""
-        if self.peak_gpu_memory_gb is None or not self.predicted_peak_memory_gb:
+        predicted = self.predicted_peak_memory_gb
+        if self.peak_gpu_memory_gb is None or predicted is None or predicted < _ONE_BYTE_GB:
             return self.stored_difference_pct
-        return 100 * (self.peak_gpu_memory_gb / self.predicted_peak_memory_gb - 1)
+        return 100 * (self.peak_gpu_memory_gb / predicted - 1)
 
     @property
     def is_over_target(self) -> bool | None:
@@ -134,5 +140,5 @@ class RunFigures:
 
     @property
     def density_is_estimated(self) -> bool:
-        """Whether no packs were counted for the density."""
-        return self.packing_source == Source.ESTIMATE.value
+        """Whether the density wasn't counted over the whole dataset."""
+        return self.packing_source in (Source.ESTIMATE.value, SAMPLED)

@@ -20,7 +20,7 @@ from autobatch.metrics.records import Source
 from autobatch.probing.verification import holds_for_config
 from autobatch.records import Metric, ProbeResult, Status, Verdict
 from autobatch.report.entry_section import Section
-from autobatch.report.run_figures import RunFigures
+from autobatch.report.run_figures import SAMPLED, RunFigures
 from autobatch.runs.config import read_config
 from autobatch.runs.directory import CONFIG_NAME, SCRIPT_NAME, read_run
 from autobatch.runs.findings import Findings
@@ -225,9 +225,10 @@ def _packing(metrics: Section, result: ProbeResult | None) -> dict[str, Any]:
             "total_examples": metrics.integer("total_examples"),
         }
     probed = result.density
+    counted = Source.PROBE.value if probed.sampled_examples is None else SAMPLED
     return {
         "packing_density": probed.examples_per_pack if probed.packed else None,
-        "packing_source": Source.PROBE.value if probed.packed else None,
+        "packing_source": counted if probed.packed else None,
         "packing_efficiency": None if probed.efficiency is None else 100 * probed.efficiency,
         "total_examples": probed.examples,
     }
