@@ -164,7 +164,7 @@ class TestSlurmScript:
         ("submitted_from", "script"),
         [
             pytest.param("run1", "finetune.slurm", id="in the run"),
-            pytest.param(".", "run1/finetune.slurm", id="one level above"),
+            pytest.param("..", "experiment/run1/finetune.slurm", id="two levels above"),
             pytest.param(None, "run1/finetune.slurm", id="without Slurm"),
         ],
     )
@@ -176,19 +176,22 @@ class TestSlurmScript:
         autobatch = tmp_path / "autobatch"
         # What it records of the training fails, and nobody minds.
         autobatch.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/calls\n[[ "$*" = "verify ." ]]\n')
-        for program in (tune, autobatch):
+        scontrol = tmp_path / "scontrol"
+        scontrol.write_text(f'#!/bin/bash\necho "   Command={demo.resolve()}/finetune.slurm"\n')
+        for program in (tune, autobatch, scontrol):
             program.chmod(0o755)
         experiment = demo.parent
         environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
         path = experiment / script
         if submitted_from is not None:
-            environment["SLURM_SUBMIT_DIR"] = str(experiment / submitted_from)
+            environment |= {"SLURM_SUBMIT_DIR": str(experiment / submitted_from), "SLURM_JOB_ID": "12"}
             path = tmp_path / "slurm_script"
             path.write_bytes((demo / "finetune.slurm").read_bytes())
         done = subprocess.run(["bash", path], env=environment, cwd="/", capture_output=True, text=True)
         expected = f"{demo.resolve()}: tune run lora_finetune_single_device --config finetune.yaml\n"
         assert (done.returncode, done.stdout, done.stderr) == (7, expected, "")
-        assert (tmp_path / "calls").read_text() == "verify .\nmetrics . --exit-code 7\n"
+        job = "" if submitted_from is None else " --job 12"
+        assert (tmp_path / "calls").read_text() == f"verify .\nmetrics . --exit-code 7{job}\n"
 
     def test_autobatch_reads_the_recipe_and_no_other_directory(self, demo: Path) -> None:
         script = read_script(demo / "finetune.slurm")
@@ -337,7 +340,7 @@ def test_the_script_trains_once_it_is_probed(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(run_dir.parent),
+        "SLURM_SUBMIT_DIR": str(run_dir),
         "HF_HOME": str(tmp_path / "huggingface"),
         "TIKTOKEN_CACHE_DIR": "",
     }

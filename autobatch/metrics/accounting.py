@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from autobatch.runs.slurm_client import ask
 
@@ -65,6 +66,19 @@ def job_accounts(job_ids: Sequence[str], *, ask: Ask = ask) -> dict[str, JobAcco
             # Many a site's accounting doesn't count GPUs (AccountingStorageTRES).
             accounts[job_id] = account if known is None else replace(known, gpus=account.gpus)
     return accounts
+
+
+def job_output(job_id: str, *, ask: Ask = ask) -> Path | None:
+    """The file that a job writes its output to; None when the controller doesn't know, or the file isn't here.
+
+    It lies where sbatch was called, which needn't be the run directory.
+    """
+    shown = ask("scontrol", "show", "job", job_id) or ""
+    for line in shown.splitlines():
+        name, _, value = line.strip().partition("=")
+        if name == "StdOut" and value and Path(value).is_file():
+            return Path(value)
+    return None
 
 
 def _from_sacct(listed: str, job_ids: Sequence[str]) -> dict[str, JobAccount]:

@@ -24,7 +24,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from autobatch.errors import UsageError
-from autobatch.metrics.accounting import Ask, JobAccount, job_accounts
+from autobatch.metrics.accounting import Ask, JobAccount, job_accounts, job_output
 from autobatch.metrics.gpu_samples import GPU_METRICS, GpuSamples, read_gpu_samples
 from autobatch.metrics.logs import find_logs, read_logs
 from autobatch.metrics.memory import peak_memory
@@ -72,21 +72,22 @@ def collect(
     Raises:
         UsageError: one of `logs` can't be read.
     """
-    read = [_read(run, logs, job_id) for run in runs]
+    output = job_output(job_id, ask=ask) if job_id is not None and logs is None else None
+    read = [_read(run, logs, job_id, output) for run in runs]
     accounts = job_accounts([sources.job_id for sources in read if sources.job_id], ask=ask)
     if job_id is not None and job_id not in accounts:
         read[0].notes.append(f"Slurm says nothing of job {job_id}")
     return [_metrics(sources, accounts.get(sources.job_id or ""), exit_code) for sources in read]
 
 
-def _read(run: Path, logs: Sequence[Path] | None, job_id: str | None) -> _Sources:
+def _read(run: Path, logs: Sequence[Path] | None, job_id: str | None, output: Path | None) -> _Sources:
     notes: list[str] = []
     log, samples, result = None, GpuSamples(), None
     if logs is not None:
         log = read_logs(logs)
     else:
         try:
-            found = find_logs(run)
+            found = find_logs(run, output)
             log = read_logs(found) if found else None
         except UsageError as error:
             notes.append(str(error))

@@ -29,7 +29,7 @@ _TAIL_BYTES = 2**16
 Job = tuple[int, int]
 
 
-def find_logs(run_dir: Path) -> list[Path]:
+def find_logs(run_dir: Path, output: Path | None = None) -> list[Path]:
     """The files of a run's last training, for `read_logs`: Slurm's of that job, then DiskLogger's.
 
     Slurm's files are found by ``--output`` and ``--error`` of finetune.slurm, and as ``slurm-*.out``. The last
@@ -41,16 +41,21 @@ def find_logs(run_dir: Path) -> list[Path]:
 
     Args:
         run_dir: the run directory; what is wrong with its files isn't said here.
+        output: Slurm's file of the training job, wherever it is; None looks for it.
     """
     script = _script(run_dir)
+    files = _of_last_job(run_dir) if output is None else [output]
+    disk = _disk_log(run_dir, script, files)
+    return [*files, *([disk] if disk is not None and disk not in files else [])]
+
+
+def _of_last_job(run_dir: Path) -> list[Path]:
     jobs = job_logs(run_dir)
     newest_first = sorted(jobs, reverse=True)
     chosen = next((job for job in newest_first if any(map(_tells_of_training, jobs[job]))), None)
     if chosen is None and newest_first:
         chosen = newest_first[0]
-    files = jobs[chosen] if chosen is not None else []
-    disk = _disk_log(run_dir, script, files)
-    return [*files, *([disk] if disk is not None and disk not in files else [])]
+    return jobs[chosen] if chosen is not None else []
 
 
 def job_logs(run_dir: Path) -> dict[Job, list[Path]]:

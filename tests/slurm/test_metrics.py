@@ -108,3 +108,16 @@ def test_a_job_that_was_cancelled(cluster_with_accounting: Slurm, tmp_path: Path
 
     assert ended.returncode == 0, ended.stderr
     assert entry_of(run)["status"] == "cancelled"
+
+
+def test_the_log_lies_where_sbatch_was_called(cluster: Slurm, tmp_path: Path) -> None:
+    run = lay_out(tmp_path, f"cd {tmp_path}/run1", 0)
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+
+    job = cluster.sbatch(elsewhere, f"--export=ALL,PYTHONPATH={ROOT}", f"{run}/finetune.slurm")
+    cluster.wait_for(job, "COMPLETED", timeout_s=90)
+
+    metrics = entry_of(run)["metrics"]
+    assert isinstance(metrics, dict)
+    assert metrics["peak_gpu_memory_gb"] == 45.2
