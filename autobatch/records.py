@@ -7,6 +7,7 @@ line of `probe/trials.jsonl` is one of them under a key that says which.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -322,7 +323,7 @@ def from_json(kind: type[T], data: Any) -> T:
     """
     try:
         return typing.cast(T, _decode(kind, data))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error
 
 
@@ -346,6 +347,8 @@ def _decode(kind: Any, data: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(data)
     if kind is float:
+        if isinstance(data, str) or not math.isfinite(data):
+            raise TypeError(f"{data!r} is not a finite number")
         return float(data)
     if not isinstance(data, kind):
         raise TypeError(f"{data!r} is not of type {kind.__name__}")

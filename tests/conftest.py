@@ -12,6 +12,7 @@ import pytest
 from autobatch.demo import SmallRun, lay_out
 from autobatch.probing.job import run_probe
 from autobatch.records import ProbeRequest
+from tests.trainings import Training, train_all
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -31,6 +32,12 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("laid_out") / "experiment"
     lay_out(directory, SmallRun(examples=300, max_seq_len=128, num_layers=2))
     return directory
+
+
+@pytest.fixture(scope="session")
+def trainings(laid_out: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Training]:
+    """Real trainings by name, see tests/trainings.py."""
+    return train_all(laid_out, tmp_path_factory.mktemp("trainings"))
 
 
 @pytest.fixture

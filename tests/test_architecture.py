@@ -14,18 +14,34 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "autobatch"
 
 #: Import nothing heavy and none of the rooms.
-FOUNDATION = {"autobatch", "errors", "records", "units"}
+FOUNDATION = {"autobatch", "errors", "records", "shipped", "units"}
 
 #: room or top-level module -> rooms and modules that it may import, besides itself and the foundation.
 MAY_IMPORT = {
-    "cli": {"api", "demo", "estimate", "launch", "probing", "report", "runs"},
+    "cli": {
+        "api",
+        "demo",
+        "edits",
+        "estimate",
+        "launch",
+        "metrics",
+        "probing",
+        "report",
+        "runs",
+        "scaffold",
+        "skills",
+        "validation",
+    },
     "api": {"launch", "probing", "runs"},
     "launch": {"edits", "estimate", "probing", "runs"},
     "estimate": {"edits", "probing", "runs"},
+    "validation": {"edits", "probing", "runs"},
     "probing": {"edits", "packing", "runs"},
     "packing": set(),
     "metrics": {"edits", "runs"},
-    "report": set(),
+    "report": {"metrics", "probing", "runs"},
+    "skills": {"edits"},
+    "scaffold": {"edits", "runs"},
     "demo": set(),
     "edits": set(),
     "runs": set(),
@@ -43,9 +59,12 @@ NEVER = {
     "estimate": {"submitit"},
     "probing": {"submitit"},
     "packing": {"submitit"},
+    "validation": {"submitit"},
     "launch": {"torch", "torchtune"},
     "metrics": {"torch", "torchtune", "submitit"},
     "report": {"torch", "torchtune", "submitit"},
+    "skills": {"torch", "torchtune", "submitit"},
+    "scaffold": {"torch", "torchtune", "submitit"},
     "demo": {"submitit"},
 }
 
@@ -66,7 +85,6 @@ WITH_TORCH = {
 LONG = {
     "records.py": "every record and its documentation, side by side",
     "probing/job.py": "the story on the node, from top to bottom",
-    "edits/yaml_values.py": "one algorithm",
 }
 
 #: Modules outside cli/ that end a process, with the reason.
@@ -264,6 +282,9 @@ def _called(path: Path) -> set[str]:
         "import autobatch.cli.probe",
         "import autobatch.cli.report",
         "import autobatch.cli.demo",
+        "import autobatch.cli.init",
+        "import autobatch.cli.compare, autobatch.cli.skills, autobatch.report.columns",
+        "import autobatch.cli.validate, autobatch.cli.validating",
         "import autobatch.cli.estimate",
     ],
 )

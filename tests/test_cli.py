@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,9 +16,9 @@ from typing import Any
 import pytest
 
 import autobatch
-from autobatch.cli.main import COMMANDS
+from autobatch.cli.main import COMMANDS, main
 from autobatch.errors import UsageError
-from autobatch.records import ProbeResult, Status, from_json
+from autobatch.records import Device, ProbeRequest, ProbeResult, Status, from_json, to_json
 from tests.conftest import MakeRun, files_of
 
 AUTOBATCH = Path(sys.executable).parent / "autobatch"
@@ -193,6 +194,189 @@ class TestWrongUsage:
         for key in ("batch_size", "dtype"):
             line = next(n for n, row in enumerate(text.splitlines(), 1) if row.startswith(f"{key}:"))
             assert f"finetune.yaml:{line}: {key} is" in ended.stderr
+
+
+def damaged(probed: dict[str, Any], **changes: object) -> str:
+    return json.dumps(probed | changes)
+
+
+RESULT = to_json(
+    ProbeResult(
+        Status.DONE,
+        "batch_size 4",
+        ProbeRequest("run"),
+        device=Device("cpu", "CPU", 2**30),
+        capacity_bytes=2**30,
+        batch_size=4,
+    )
+)
+NOTE = {"cluster": "local", "job_id": "1", "attempt": "a", "log": "", "submitted": 0.0}
+
+
+class TestDamagedFiles:
+    """Whatever stands in `probe/`: a message and a documented exit code."""
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            pytest.param("result.json", "", id="empty"),
+            pytest.param("result.json", json.dumps(RESULT)[:200], id="truncated"),
+            pytest.param("result.json", "[" * 100_000, id="deep"),
+            pytest.param("result.json", damaged(RESULT, device=None, capacity_bytes=None), id="no device"),
+            pytest.param("result.json", damaged(RESULT, message=""), id="no message"),
+            pytest.param("result.json", damaged(RESULT, seconds=float("nan")), id="not a number"),
+            pytest.param("result.json", damaged(RESULT, seconds=10**400), id="beyond a float"),
+            pytest.param("result.json", damaged(RESULT, schema_version=99), id="newer"),
+            pytest.param("result.json", damaged(RESULT, message="\udcff ±"), id="no UTF-8"),
+            pytest.param("job.json", "[" * 100_000, id="deep note"),
+            pytest.param("job.json", json.dumps(NOTE | {"submitted": "abc"}), id="no time"),
+            pytest.param("job.json", json.dumps(dict.fromkeys(NOTE)), id="nulls"),
+            pytest.param("job.json", json.dumps(NOTE | {"job_id": "abc"}), id="no process"),
+            pytest.param("events.jsonl", "[" * 100_000 + "\n", id="deep event"),
+            pytest.param("events.jsonl", None, id="a directory for events"),
+        ],
+    )
+    def test_are_said(self, make_run: MakeRun, capfd: Any, name: str, content: str | None) -> None:
+        run = make_run()
+        probe = run / "probe"
+        probe.mkdir()
+        (probe / "job.json").write_text(json.dumps(NOTE))
+        if content is None:
+            (probe / name).mkdir()
+        else:
+            (probe / name).write_text(content)
+        codes = {}
+
+        for words in (
+            ["report"],
+            ["report", "--json"],
+            ["verify"],
+            ["status"],
+            ["status", "--json"],
+            ["cancel"],
+        ):
+            codes[" ".join(words)] = main([*words, str(run)])
+            said = capfd.readouterr()
+            assert "a bug in autobatch" not in said.err
+            if "--json" in words:
+                json.loads(said.out)
+
+        assert codes["status"] == codes["status --json"] == 0
+        assert codes["verify"] == codes["cancel"] == 1
+        assert codes["report"] == codes["report --json"]
+        assert codes["report"] in (0, 2)
+
+    def test_one_run_does_not_hide_the_others(self, make_run: MakeRun, capfd: Any) -> None:
+        run = make_run()
+        shutil.copytree(run, run.parent / "run2")
+        (run / "probe").mkdir()
+        (run / "probe" / "result.json").write_text(damaged(RESULT, schema_version=99))
+
+        code = main(["status", "--json", str(run.parent)])
+
+        states = {Path(s["run"]).name: s["state"] for s in json.loads(capfd.readouterr().out)}
+        assert (code, states) == (0, {"run1": "unknown", "run2": "not probed"})
+
+
+class TestErrorsAsJson:
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            pytest.param(["probe", "no/such/run", "--json"], "no such directory", id="no run"),
+            pytest.param(["probe", "--json"], "required: RUN", id="a word missing"),
+            pytest.param(["probe", "run", "--jso", "--cluster", "cloud"], "invalid choice", id="abbreviated"),
+            pytest.param(["report", "no/such/run", "--json"], "wasn't probed yet", id="report"),
+            pytest.param(["verify", "no/such/run", "--json"], "no such directory", id="verify"),
+            pytest.param(["status", "no/such/run", "--json"], "no finetune.yaml", id="status"),
+            pytest.param(["status", "x" * 300, "--json"], "File name too long", id="the system's own"),
+        ],
+    )
+    def test_stdout_has_the_message_and_the_exit_code(self, words: list[str], said: str, capfd: Any) -> None:
+        code = main(words)
+
+        output = capfd.readouterr()
+        answer = json.loads(output.out)
+        assert set(answer) == {"error", "exit_code"}
+        assert answer["exit_code"] == code == 2
+        assert said in answer["error"]
+        assert said in output.err
+
+    def test_only_with_json(self, capfd: Any) -> None:
+        code = main(["status", "x" * 300])
+
+        assert code == 2
+        assert capfd.readouterr().out == ""
+
+    def test_a_disk_that_is_full(self, make_run: MakeRun) -> None:
+        with Path("/dev/full").open("w") as full:
+            ended = subprocess.run(
+                [AUTOBATCH, "status", make_run()], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+
+        assert ended.returncode == 2
+        assert ended.stderr == "autobatch: No space left on device\n"
+
+    def test_a_reader_that_has_gone(self, make_run: MakeRun) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+
+        ended = subprocess.run(
+            [AUTOBATCH, "status", make_run()], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+        os.close(writing)
+        assert (ended.returncode, ended.stderr) == (141, "")
+
+
+class TestFilesInTheWay:
+    """What the answer couldn't be written into is said before anything is measured."""
+
+    @pytest.mark.parametrize(
+        "name", ["../runs_plan.md", "probe/result.json", "probe/job.json", "probe/events.jsonl", "probe/lock"]
+    )
+    def test_a_directory(self, make_run: MakeRun, name: str) -> None:
+        run = make_run()
+        (run / name).unlink(missing_ok=True)
+        (run / name).mkdir(parents=True)
+        before = tree(run.parent)
+
+        ended = call("probe", run, "--cluster", "inline", "--json")
+
+        assert ended.returncode == 2
+        assert str((run / name).resolve()) in json.loads(ended.stdout)["error"].replace("run1/../", "")
+        assert {name: text for name, text in tree(run.parent).items() if "/probe/" not in name} == before
+
+    @pytest.mark.parametrize("name", ["probe", "probe/job"])
+    def test_a_file(self, make_run: MakeRun, name: str) -> None:
+        run = make_run()
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("mine")
+
+        ended = call("probe", run, "--cluster", "inline")
+
+        assert ended.returncode == 2
+        assert "move away what is in its place" in ended.stderr
+        assert (run / name).read_text() == "mine"
+
+    @pytest.mark.parametrize("name", [b"a\nb", b"r\xff", b"${oc.env:HOME}"], ids=ascii)
+    def test_a_name_that_no_config_can_hold(self, make_run: MakeRun, name: bytes) -> None:
+        run = make_run()
+        renamed = Path(os.fsdecode(os.fsencode(run.parent) + b"/" + name))
+        run.rename(renamed)
+
+        ended = call("probe", renamed, "--cluster", "inline")
+
+        assert ended.returncode == 2
+        assert "rename it" in ended.stderr
+        assert not (renamed / "probe").exists()
+
+    def test_a_link_that_leads_to_itself(self, tmp_path: Path) -> None:
+        (tmp_path / "run1").symlink_to("run1")
+
+        ended = call("probe", tmp_path / "run1")
+
+        assert ended.returncode == 2
+        assert "run1: can't be read: " in ended.stderr
 
 
 class TestDryRun:

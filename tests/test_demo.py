@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from autobatch.demo import SmallRun, configs_dir, lay_out
+from autobatch.demo import SmallRun, lay_out
 from autobatch.demo.examples import Example, as_json, make_examples
 from autobatch.demo.parts import fill
 from autobatch.demo.tokenizer import TOKENIZER_VOCAB_SIZE, train_tokenizer
@@ -21,6 +21,7 @@ from autobatch.errors import UsageError
 from autobatch.probing.job import run_probe
 from autobatch.records import ProbeRequest
 from autobatch.runs.slurm_script import read_script
+from autobatch.shipped import configs_dir, training_script
 
 TINY = SmallRun(
     num_layers=1, embed_dim=128, num_heads=2, num_kv_heads=2, intermediate_dim=256, examples=200, batch_size=1
@@ -163,7 +164,7 @@ class TestSlurmScript:
         ("submitted_from", "script"),
         [
             pytest.param("run1", "finetune.slurm", id="in the run"),
-            pytest.param(".", "run1/finetune.slurm", id="one level above"),
+            pytest.param("..", "experiment/run1/finetune.slurm", id="two levels above"),
             pytest.param(None, "run1/finetune.slurm", id="without Slurm"),
         ],
     )
@@ -173,19 +174,24 @@ class TestSlurmScript:
         tune = tmp_path / "tune"
         tune.write_text('#!/bin/bash\necho "$PWD: tune $*"\nexit 7\n')
         autobatch = tmp_path / "autobatch"
-        autobatch.write_text('#!/bin/bash\n[[ "$*" = "verify ." ]]\n')
-        for program in (tune, autobatch):
+        # What it records of the training fails, and nobody minds.
+        autobatch.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/calls\n[[ "$*" = "verify ." ]]\n')
+        scontrol = tmp_path / "scontrol"
+        scontrol.write_text(f'#!/bin/bash\necho "   Command={demo.resolve()}/finetune.slurm"\n')
+        for program in (tune, autobatch, scontrol):
             program.chmod(0o755)
         experiment = demo.parent
         environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
         path = experiment / script
         if submitted_from is not None:
-            environment["SLURM_SUBMIT_DIR"] = str(experiment / submitted_from)
+            environment |= {"SLURM_SUBMIT_DIR": str(experiment / submitted_from), "SLURM_JOB_ID": "12"}
             path = tmp_path / "slurm_script"
             path.write_bytes((demo / "finetune.slurm").read_bytes())
         done = subprocess.run(["bash", path], env=environment, cwd="/", capture_output=True, text=True)
         expected = f"{demo.resolve()}: tune run lora_finetune_single_device --config finetune.yaml\n"
         assert (done.returncode, done.stdout, done.stderr) == (7, expected, "")
+        job = "" if submitted_from is None else " --job 12"
+        assert (tmp_path / "calls").read_text() == f"verify .\nmetrics . --exit-code 7{job}\n"
 
     def test_autobatch_reads_the_recipe_and_no_other_directory(self, demo: Path) -> None:
         script = read_script(demo / "finetune.slurm")
@@ -292,13 +298,16 @@ def test_dataset_packs(in_demo: Path, tmp_path: Path, max_seq_len: int, least: f
 
 
 class TestParts:
-    def test_configs_of_the_checkout(self) -> None:
+    def test_files_of_the_checkout(self) -> None:
         assert configs_dir() == Path(__file__).parents[1] / "configs"
+        assert training_script() == Path(__file__).parents[1] / "slurm/finetune.slurm"
 
-    def test_packaged_configs_come_first(self, tmp_path: Path) -> None:
-        for place in ("autobatch/_configs/demo", "configs/demo"):
+    def test_packaged_files_come_first(self, tmp_path: Path) -> None:
+        for place in ("autobatch/_configs/demo", "configs/demo", "autobatch/_slurm", "slurm"):
             (tmp_path / place).mkdir(parents=True)
+            (tmp_path / place / "finetune.slurm").touch()
         assert configs_dir(tmp_path / "autobatch") == tmp_path / "autobatch/_configs"
+        assert training_script(tmp_path / "autobatch") == tmp_path / "autobatch/_slurm/finetune.slurm"
 
     def test_somebody_elses_configs_are_not_ours(self, tmp_path: Path) -> None:
         (tmp_path / "configs").mkdir()
@@ -331,7 +340,7 @@ def test_the_script_trains_once_it_is_probed(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(run_dir.parent),
+        "SLURM_SUBMIT_DIR": str(run_dir),
         "HF_HOME": str(tmp_path / "huggingface"),
         "TIKTOKEN_CACHE_DIR": "",
     }
@@ -346,5 +355,8 @@ def test_the_script_trains_once_it_is_probed(tmp_path: Path) -> None:
     assert probed.batch_size == 2
     assert done.returncode == 0, done.stderr
     assert "batch_size: 2\n" in done.stderr
+    status = (run_dir.parent / "runs_status.yaml").read_text()
+    assert "    status: completed\n" in status
+    assert "      packing_source: probe\n" in status
     (log,) = (run_dir / "output" / "logs").glob("*.txt")
     assert [line.split(" |")[0] for line in log.read_text().splitlines()] == ["Step 1", "Step 2"]

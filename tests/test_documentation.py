@@ -69,7 +69,7 @@ def test_help_describes_every_option_and_ends_with_an_example(command: str) -> N
     assert parser.description
     assert parser.epilog
     assert "example" in parser.epilog
-    assert f"autobatch {command}" in parser.epilog.split("example")[-1]
+    assert f"autobatch {command}" in parser.epilog.split("\nexample")[-1]
 
 
 def test_every_make_target_in_the_readmes_exists() -> None:

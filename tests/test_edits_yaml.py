@@ -13,8 +13,9 @@ import yaml
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from autobatch.edits.yaml_format import Value
 from autobatch.edits.yaml_nodes import Loader
-from autobatch.edits.yaml_values import Value, get_line, set_values
+from autobatch.edits.yaml_values import get_line, set_values
 from autobatch.errors import EditError
 
 BATCH = ("batch_size",)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,6 +96,46 @@ def test_sbatch_script(
     assert script == (GOLDEN / f"{request.node.callspec.id}.sbatch").read_text()
 
 
+def fake_slurm(folder: Path, state: str) -> dict[str, str]:
+    """An environment with a Slurm that knows one job, in `state`, and takes no other."""
+    folder.mkdir()
+    for name, script in {
+        "scontrol": f"echo 'JobId=17 JobState={state} Reason=None'",
+        "sbatch": "echo 'sbatch: error: invalid partition' >&2; exit 1",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "said"),
+    [
+        pytest.param("run1", "PENDING", "Slurm job 17 is to probe this run already", id="queued"),
+        pytest.param("run1", "COMPLETED", "invalid partition", id="ended"),
+        pytest.param("50%j", "COMPLETED", "Slurm reads `%`", id="a name that Slurm would read otherwise"),
+    ],
+)
+def test_what_is_not_submitted(make_run: MakeRun, tmp_path: Path, name: str, state: str, said: str) -> None:
+    run = make_run()
+    run = run.rename(run.parent / name)
+    (run / "probe").mkdir()
+    note = {"cluster": "slurm", "job_id": "17", "attempt": "a", "log": "", "submitted": 0.0, "host": "login"}
+    (run / "probe" / "job.json").write_text(json.dumps(note))
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "autobatch.cli.main", "probe", str(run), "--cluster", "slurm"],
+        env=fake_slurm(tmp_path / "bin", state),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert json.loads((run / "probe" / "job.json").read_text()) == note
+
+
 def test_after_another_job(make_run: MakeRun) -> None:
     from autobatch.launch.slurm import sbatch_script
     from autobatch.records import ProbeRequest
@@ -167,6 +210,13 @@ class TestProfiles:
             ),
             pytest.param("profiles: {a: !!python/object:os.system {}}\n", "can't be read", id="python tag"),
             pytest.param("default: b\nprofiles:\n  a: {}\n", "default names 'b'", id="default missing"),
+            pytest.param("default: [b]\nprofiles:\n  a: {}\n", "the name of a profile", id="default list"),
+            pytest.param("profiles:\n  a: {partition: [x]}\n", "single value on one line", id="option list"),
+            pytest.param('profiles:\n  a: {partition: "x\\ny"}\n', "on one line", id="line break"),
+            pytest.param("profiles:\n  a: {environment: {A B: 1}}\n", "no name of a variable", id="variable"),
+            pytest.param("profiles:\n  a: {environment: {A: [1]}}\n", "a single value", id="variable list"),
+            pytest.param("[" * 3000, "can't be read", id="deep"),
+            pytest.param("profiles:\n  a: [\n", "autobatch.yaml:3: can't be read", id="with its line"),
         ],
     )
     def test_what_cannot_be_used_is_said(self, text: str, message: str, tmp_path: Path) -> None:
@@ -178,6 +228,19 @@ class TestProfiles:
 
         assert message in str(caught.value)
         assert str(tmp_path / "autobatch.yaml") in str(caught.value)
+
+    def test_values_are_what_is_written(self, tmp_path: Path) -> None:
+        """YAML would make 5400 of the time, 493 of the octal number and True of `yes`."""
+        (tmp_path / "autobatch.yaml").write_text(
+            "default: yes\nprofiles:\n  yes:\n    time: 1:30:00\n    qos:\n"
+            "    environment: {MODE: 0755, ON: true, EMPTY: }\n"
+        )
+
+        profile = find_profile(None, [tmp_path])
+
+        assert (profile.name, profile.options) == ("yes", {"time": "1:30:00"})
+        assert profile.environment == {"MODE": "0755", "ON": "true", "EMPTY": ""}
+        assert resolve_resources({}, profile, {}, device="cpu").time_min == 90
 
     def test_user_directory(self) -> None:
         assert user_directory({"XDG_CONFIG_HOME": "/x"}) == Path("/x/autobatch")
@@ -201,7 +264,7 @@ def test_times(text: str, minutes: int) -> None:
     assert parse_minutes(text) == minutes
 
 
-@pytest.mark.parametrize("text", ["", "0", "00:00:00", "1h", "-5", "1:2:3:4"])
+@pytest.mark.parametrize("text", ["", "0", "00:00:00", "1h", "-5", "1:2:3:4", "9" * 5000])
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_minutes(text)

@@ -184,6 +184,25 @@ def test_a_damaged_journal_line_is_measured_again(make_run: MakeRun, probe: Prob
     assert second.batch_size == first.batch_size
 
 
+def test_stored_rows_and_readings_that_were_damaged_are_made_again(
+    make_run: MakeRun, probe: Probe, capacity: int
+) -> None:
+    run = make_run("misbehaving.py", misbehaviour="none")
+    _, first = probe(run)
+    rows, journal = run / "probe" / "rows.pt", run / "probe" / "trials.jsonl"
+    rows.write_bytes(rows.read_bytes()[:1000])
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        if "trial" in line:
+            line["trial"]["peaks_bytes"] = {}
+    journal.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    events, second = probe(run)
+
+    assert not any(event.resumed for event in events if isinstance(event, TrialEnded))
+    assert (second.status, second.batch_size) == (Status.DONE, first.batch_size)
+
+
 def test_a_result_of_a_newer_version_is_left_alone(make_run: MakeRun, probe: Probe, capacity: int) -> None:
     run = make_run("misbehaving.py", misbehaviour="none")
     (run / "probe").mkdir()

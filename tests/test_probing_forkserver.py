@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -204,3 +205,27 @@ def test_the_environment_reaches_a_child(tmp_path: Path) -> None:
         "TIKTOKEN_CACHE_DIR=",
         "INHERITED=from outside",
     ]
+
+
+def server_pid() -> int:
+    """Of the fork server of this process."""
+    from multiprocessing import forkserver
+
+    pid: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # nothing public says it
+    return pid
+
+
+def test_a_server_that_was_killed_counts_as_a_killed_child_and_is_replaced(
+    server: ForkServer, log: Path
+) -> None:
+    os.kill(server_pid(), signal.SIGSTOP)
+    killed = server_pid()
+    timer = threading.Timer(0.5, os.kill, (killed, signal.SIGKILL))
+    timer.start()
+
+    first = server.run(forked.end_with, 0, log=log, timeout_s=60)
+    second = server.run(forked.end_with, 5, log=log, timeout_s=120)
+
+    assert first.code == -signal.SIGKILL
+    assert second.code == 5
+    assert server_pid() != killed

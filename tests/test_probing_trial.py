@@ -11,10 +11,14 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from autobatch.probing.components import EventFile, StoredRows, refuse_nothing
 from autobatch.probing.forkserver import Exit
-from autobatch.probing.trial import is_out_of_memory, judge, read_trial, was_killed
+from autobatch.probing.meter import Reading
+from autobatch.probing.trial import judge, read_trial, was_killed
 from autobatch.probing.trial_config import TrialSetup, trial_config
+from autobatch.probing.worker import with_causes
 from autobatch.records import Metric, Trial, Verdict
+from autobatch.runs.out_of_memory import is_out_of_memory
 
 MIB = 2**20
 EVENTS = Path("run1/probe/trials/batch_size_3.events")
@@ -558,3 +562,62 @@ class TestConfig:
         assert sections["dataset"]["_component_"] == "autobatch.probing.components.StoredRows"
         assert sections["dataset"]["packed"] is False
         assert sections["dataset"]["device"] == "cuda"
+
+
+def wrapped(*, explicitly: bool) -> Exception:
+    """An error as torch.compile or a recipe of the user's raises it where CUDA ran out of memory."""
+    try:
+        try:
+            raise MemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        except MemoryError as error:
+            if explicitly:
+                raise RuntimeError("the backend failed") from error
+            raise RuntimeError("the backend failed")  # noqa: B904 - the other way to wrap
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize("explicitly", [True, False], ids=["from", "while handling"])
+def test_out_of_memory_behind_another_error(explicitly: bool) -> None:
+    message = with_causes(wrapped(explicitly=explicitly))
+
+    assert message.startswith("the backend failed\ncaused by MemoryError: CUDA out of memory")
+    assert is_out_of_memory(message)
+
+
+def test_an_error_raised_from_none_hides_what_was_before() -> None:
+    error = wrapped(explicitly=False)
+    error.__suppress_context__ = True
+
+    assert with_causes(error) == "the backend failed"
+
+
+def test_a_step_that_took_no_memory_was_not_measured() -> None:
+    refuse_nothing(Reading({"reserved": 1, "allocated": 0}, {}), "reserved")
+
+    with pytest.raises(RuntimeError) as caught:
+        refuse_nothing(Reading({"reserved": 0, "allocated": 1}, {}), "reserved")
+
+    assert "no reserved memory on the current device" in str(caught.value)
+
+
+def test_workers_of_a_data_loader_leave_the_card_alone(tmp_path: Path) -> None:
+    """CUDA can't be used in a process forked from one that uses it; here there is none at all."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.data import DataLoader
+
+    torch.save([{"tokens": torch.arange(4)}], tmp_path / "rows.pt")
+    rows = StoredRows(
+        path=str(tmp_path / "rows.pt"),
+        rows=4,
+        held_bytes=0,
+        events=str(tmp_path / "events"),
+        device="cuda",
+        packed=True,
+    )
+
+    dataset: Any = rows
+    batches = list(DataLoader(dataset, batch_size=2, num_workers=1))
+
+    assert [batch["tokens"].shape for batch in batches] == [(2, 4), (2, 4)]
+    assert EventFile(tmp_path / "events").read() == []

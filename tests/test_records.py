@@ -162,6 +162,9 @@ def test_a_whole_number_is_a_float_too() -> None:
         ),
         pytest.param({"batch_size": 1, "verdict": "fits", "step_peaks_bytes": ["1"]}, id="within a list"),
         pytest.param({"batch_size": 1, "verdict": "fits", "seconds": "long"}, id="a word for a float"),
+        pytest.param({"batch_size": 1, "verdict": "fits", "seconds": float("nan")}, id="not a number"),
+        pytest.param({"batch_size": 1, "verdict": "fits", "seconds": float("inf")}, id="no end"),
+        pytest.param({"batch_size": 1, "verdict": "fits", "seconds": 10**400}, id="beyond a float"),
     ],
 )
 def test_another_shape_is_a_value_error(data: object) -> None:

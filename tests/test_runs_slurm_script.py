@@ -164,6 +164,8 @@ def test_here_document_ends() -> None:
         pytest.param("--nnodes 2 --nproc_per_node 4", 8, id="nodes"),
         pytest.param("--nproc_per_node 1 --rdzv-id 7", 1, id="one"),
         pytest.param("--nproc_per_node gpu", None, id="gpu"),
+        pytest.param("--nproc_per_node \u00b2", None, id="squared"),
+        pytest.param(f"--nproc_per_node {'9' * 5000}", None, id="huge"),
         pytest.param("--nproc_per_node $GPUS", None, id="variable"),
         pytest.param("--nnodes 1:4", None, id="elastic"),
         pytest.param("-r 3 -t3 --tee=3 -m", 1, id="short-options"),

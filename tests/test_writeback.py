@@ -7,9 +7,13 @@ from dataclasses import replace
 import pytest
 
 from autobatch.edits.plan_values import PerRun, Stated
-from autobatch.probing.writeback import plan_bullets, plan_row
+from autobatch.errors import EditError
+from autobatch.probing.events import Event
+from autobatch.probing.writeback import plan_bullets, plan_row, write_back
 from autobatch.records import Density, Device, Fit, Metric, ProbeRequest, ProbeResult, Status
+from autobatch.runs.directory import read_run
 from autobatch.runs.model_name import model_label
+from tests.conftest import MakeRun, files_of
 
 GIB = 2**30
 DENSITY = Density(packed=True, examples=8000, packs=108, tokens=219_414, max_seq_len=2048, longest_example=66)
@@ -142,3 +146,30 @@ def test_model_label(component: str, label: str) -> None:
 @pytest.mark.parametrize("model", [None, {}, "lora_llama3_2_1b", ["x"]])
 def test_no_model_no_label(model: object) -> None:
     assert model_label(model) == ""
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"\r"], ids=["Windows", "old Mac"])
+def test_line_endings_stay(make_run: MakeRun, ending: bytes) -> None:
+    path = make_run()
+    config = path / "finetune.yaml"
+    before = config.read_bytes().replace(b"\n", ending)
+    config.write_bytes(before)
+
+    written = write_back(read_run(path, RESULT.request), RESULT, lambda event: None)
+
+    assert written == ("finetune.yaml", "../runs_plan.md")
+    assert config.read_bytes() == before.replace(b"batch_size: 4", b"batch_size: 24", 1)
+
+
+def test_a_plan_that_cannot_be_edited_leaves_the_config_too(make_run: MakeRun) -> None:
+    path = make_run()
+    (path.parent / "runs_plan.md").write_text("# Plan\n```\nnever closed")
+    before = files_of(path)
+    told: list[Event] = []
+
+    with pytest.raises(EditError) as caught:
+        write_back(read_run(path, RESULT.request), RESULT, told.append)
+
+    assert "isn't closed" in str(caught.value)
+    assert files_of(path) == before
+    assert told == []

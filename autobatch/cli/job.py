@@ -6,10 +6,11 @@ Not a command for people: `autobatch probe --cluster inline` starts it.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 
-from autobatch.errors import AutobatchError
+from autobatch.errors import AutobatchError, JobError
 from autobatch.launch.entry import probe_job
 from autobatch.probing.forkserver import die_with_parent
 
@@ -18,6 +19,9 @@ def main() -> int:
     """Run the probe; the exit status is its outcome."""
     die_with_parent(signal.SIGTERM)
     asked = json.load(sys.stdin)
+    if os.getppid() != asked["parent"]:
+        # It ended while this process was starting.
+        return JobError.exit_code
     try:
         probe_job(asked["request"], asked["attempt"], {})
     except AutobatchError as error:

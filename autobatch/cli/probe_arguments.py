@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from autobatch.errors import UsageError
 from autobatch.records import Metric, PackingMode, ProbeRequest
 from autobatch.units import parse_bytes
 
@@ -24,6 +25,9 @@ files in RUN/probe/:
   trials.jsonl   the journal: a probe that was killed goes on from it and measures nothing twice
   events.jsonl   what happens while it runs, a JSON object a line
   trials/        config and log of each trial;  job/  the job's own log
+
+--json prints the result as result.json holds it, also when the answer is no; an error that leaves no result is
+{"error": "...", "exit_code": 2 or 3}.
 
 exit codes:
   0  done: the batch_size is in finetune.yaml
@@ -193,4 +197,8 @@ def slurm_options_of(arguments: argparse.Namespace) -> dict[str, str]:
     from autobatch.runs.settings import OPTIONS
 
     given = {name: getattr(arguments, name.replace("-", "_"), None) for name in OPTIONS}
+    for name, value in (*given.items(), ("after", arguments.after)):
+        # sbatch reads its options line by line.
+        if value is not None and "\n" in value:
+            raise UsageError(f"--{name} {value!r}: has a line break in it")
     return {name: value for name, value in given.items() if value is not None}

@@ -5,6 +5,5 @@ runs with the same code.
 """
 
 from autobatch.demo.layout import SmallRun, lay_out
-from autobatch.demo.parts import configs_dir
 
-__all__ = ["SmallRun", "configs_dir", "lay_out"]
+__all__ = ["SmallRun", "lay_out"]

@@ -1,38 +1,14 @@
-"""Finding the files under `configs/` and filling in the templates among them."""
+"""Filling in the templates of `configs/demo/`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from autobatch.errors import UsageError
+from autobatch.shipped import configs_dir
 
-_PACKAGE = Path(__file__).resolve().parent.parent
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
-
-
-def configs_dir(package: Path = _PACKAGE) -> Path:
-    """The directory that holds what `configs/README.md` describes.
-
-    Args:
-        package: directory of the autobatch package.
-
-    Returns:
-        The copy inside an installed package, else the checkout's `configs/` beside the package.
-
-    Raises:
-        UsageError: neither is there.
-    """
-    # site-packages may hold somebody else's "configs"; only ours has demo/ in it.
-    places = (package / "_configs", package.parent / "configs")
-    for place in places:
-        if (place / "demo").is_dir():
-            return place
-    raise UsageError(
-        f"autobatch's configs are missing: looked for {places[0]} and {places[1]}\n"
-        "    install autobatch again, or run it from a complete checkout"
-    )
 
 
 def fill(template: str, values: Mapping[str, object]) -> str:

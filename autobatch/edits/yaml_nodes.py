@@ -28,7 +28,7 @@ LOADER: Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 _MERGE = "tag:yaml.org,2002:merge"
 _YAML_KINDS = {"scalar": yaml.ScalarNode, "mapping": yaml.MappingNode, "sequence": yaml.SequenceNode}
-_KNOWN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "str")}
+_KNOWN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "null", "str")}
 
 
 @dataclass(eq=False, slots=True)
@@ -218,10 +218,43 @@ def _lookup_key(mapping: Node, key: str) -> tuple[Use, Use] | None:
 
 
 def loaded(node: Node) -> object:
-    """The bool, int, float or str that a scalar loads as; for anything else the node itself."""
+    """The bool, int, float, str or None that a scalar loads as; for anything else the node itself."""
     if node.kind == "scalar" and node.tag in _KNOWN_TAGS:
         try:
             return yaml.constructor.SafeConstructor().construct_object(yaml.ScalarNode(node.tag, node.text))
         except (ValueError, LookupError):
             return node
     return node
+
+
+def equal_but_for(old: Node, new: Node, values: set[tuple[str, ...]]) -> bool:
+    """Whether two documents are the same but for the values at those paths.
+
+    Each pair of nodes is compared once, however many aliases lead there.
+    """
+    on_the_way = {path[:depth] for path in values for depth in range(len(path))}
+    waiting: list[tuple[Node, Node, tuple[str, ...] | None]] = [(old, new, ())]
+    compared: set[tuple[int, int]] = set()
+    while waiting:
+        a, b, path = waiting.pop()
+        if path is None:
+            if (id(a), id(b)) in compared:
+                continue
+            compared.add((id(a), id(b)))
+        if (a.kind, a.tag, a.text) != (b.kind, b.tag, b.text):
+            return False
+        if path is not None and a.kind == "mapping":
+            pairs_a, pairs_b = (
+                [(k, v) for k, v in node.pairs() if (*path, k.node.text) not in values] for node in (a, b)
+            )
+            if len(pairs_a) != len(pairs_b):
+                return False
+            for (key_a, value_a), (key_b, value_b) in zip(pairs_a, pairs_b, strict=True):
+                deeper = (*path, key_a.node.text)
+                waiting.append((key_a.node, key_b.node, None))
+                waiting.append((value_a.node, value_b.node, deeper if deeper in on_the_way else None))
+            continue
+        if len(a.children) != len(b.children):
+            return False
+        waiting += [(x.node, y.node, None) for x, y in zip(a.children, b.children, strict=True)]
+    return True

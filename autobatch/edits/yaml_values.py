@@ -1,32 +1,23 @@
 """Sets values in a YAML text and leaves every other byte as it is.
 
 Covered: comments, quotes, anchors, tags, any newline style, a missing final newline, a byte order mark,
-flow mappings, aliases as values, empty values, block scalars, keys that are missing or merged in.
+flow mappings, aliases as values, empty values, block scalars, keys that are missing or merged in. A list or
+mapping is written on one line, in the place of whatever was there.
 
 Not covered, and refused with an `EditError`: changing a value that something else in the file shares,
-duplicate keys on the way to the value, a list or mapping where a single value belongs, several documents.
+duplicate keys on the way to the value, a single value where a list or mapping is, several documents.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any
 
-import yaml
-
-from autobatch.edits.yaml_nodes import LOADER, Loader, Node, Use, compose, loaded, lookup
+from autobatch.edits.yaml_format import Value, format_value
+from autobatch.edits.yaml_nodes import LOADER, Loader, Node, Use, compose, equal_but_for, loaded, lookup
+from autobatch.edits.yaml_splices import BOM, Path, Splice, apply, insertion, replacement
 from autobatch.errors import EditError
 
-Value = int | bool | float | str
-Path = tuple[str, ...]
-
-_BOM = "\ufeff"
-_BREAKS = "\r\n\x85\u2028\u2029"
-_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
-_BLANK = re.compile("[ \t\r\n\x85\u2028\u2029]+|#[^\r\n\x85\u2028\u2029]*")
-_PROPERTY = re.compile(r"&[^\s,\[\]{}]+|!<[^>]*>|!\S*")
-_BLOCK_HEADER = re.compile(r"[|>][-+0-9]*([ \t]+#[^\r\n\x85\u2028\u2029]*)?")
+__all__ = ["Path", "Value", "get_line", "refuse_duplicates", "set_values", "shared_error", "value_splices"]
 
 #: Where a missing key is added: below the key that it belongs with, else as the mapping's last entry.
 _BELOW = {"gradient_accumulation_steps": "batch_size"}
@@ -53,18 +44,18 @@ def set_values(
     Raises:
         EditError: the values can't be set without changing something else; with file and line.
     """
-    bom = _BOM if text.startswith(_BOM) else ""
+    bom = BOM if text.startswith(BOM) else ""
     body = text[len(bom) :]
     root = _root_mapping(body, name, loader)
     changed: dict[Path, Value] = {}
     for path, value in values.items():
-        _refuse_duplicates(root, path, name)
+        refuse_duplicates(root, path, name)
         found = lookup(root.node, path)
-        if found is None or not _same(loaded(found[1].node), value):
+        if found is None or not _holds(found[1].node, value):
             changed[path] = value
     if not changed:
         return text
-    edited = _apply(body, _splices(body, root, changed, name))
+    edited = apply(body, value_splices(body, root, changed, name))
     _verify(root, edited, changed, name, loader)
     return bom + edited
 
@@ -75,7 +66,7 @@ def get_line(text: str, path: Path) -> int | None:
     A key that comes through an alias or a merge key has its line where it is written.
     """
     try:
-        root = compose(text.removeprefix(_BOM), "YAML")
+        root = compose(text.removeprefix(BOM), "YAML")
     except EditError:
         return None
     found = lookup(root.node, path) if root else None
@@ -90,7 +81,8 @@ def _root_mapping(text: str, name: str, loader: Loader) -> Use:
     return root
 
 
-def _refuse_duplicates(root: Use, path: Path, name: str) -> None:
+def refuse_duplicates(root: Use, path: Path, name: str) -> None:
+    """Raises an `EditError` when a key on the way from `root` to the value is there twice."""
     node = root.node
     for key in path:
         entries = node.entries(key) if node.kind == "mapping" else []
@@ -102,8 +94,12 @@ def _refuse_duplicates(root: Use, path: Path, name: str) -> None:
         node = entries[0][1].node
 
 
-def _splices(text: str, root: Use, values: Mapping[Path, Value], name: str) -> list[tuple[int, int, str]]:
-    """What to put between which two indexes of the text."""
+def value_splices(text: str, root: Use, values: Mapping[Path, Value], name: str) -> list[Splice]:
+    """What to put between which two indexes of the text to set values below the mapping `root`.
+
+    Raises:
+        EditError: a value is shared, or isn't a single one; with file and line.
+    """
     owners = {path: _owner(root, path, name) for path in values}
     entries = {path: next(iter(owners[path].node.entries(path[-1])), None) for path in values}
     owned = {id(entry[1]) for entry in entries.values() if entry}
@@ -113,23 +109,24 @@ def _splices(text: str, root: Use, values: Mapping[Path, Value], name: str) -> l
         owner = owners[path]
         entry = entries[path]
         if entry is None:
-            line = f"{_format(path[-1])}: {_format(value)}"
-            splices.append(_insertion(text, owner, path[-1], line, first=id(owner) not in begun))
+            neighbour = next(iter(owner.node.entries(_BELOW.get(path[-1], path[-1]))), None)
+            line = f"{format_value(path[-1])}: {format_value(value)}"
+            splices.append(insertion(text, owner, neighbour, [line], first=id(owner) not in begun))
             begun.add(id(owner))
             continue
         use = entry[1]
-        if use.node.kind != "scalar":
+        if use.node.kind != "scalar" and not isinstance(value, (list, dict)):
             raise EditError(
                 f"{name}:{use.line}: {'.'.join(path)} holds a {use.node.kind}, not a single value: "
-                f"set it to {_format(value)} by hand"
+                f"set it to {format_value(value)} by hand"
             )
         if use.is_alias:
-            splices.append((use.start, use.end, _format(value)))
+            splices.append((use.start, use.end, format_value(value)))
             continue
         others = [alias for alias in use.node.aliases if id(alias) not in owned]
         if others:
-            raise _shared(name, path, use.line, others[0].line)
-        splices.append(_replacement(text, use, _format(value)))
+            raise shared_error(name, path, use.line, others[0].line)
+        splices.append(replacement(text, use, format_value(value)))
     return splices
 
 
@@ -150,86 +147,16 @@ def _owner(root: Use, path: Path, name: str) -> Use:
                 f"set {'.'.join(path)} by hand"
             )
         if use.node.aliases:
-            raise _shared(name, path, use.line, use.node.aliases[0].line)
+            raise shared_error(name, path, use.line, use.node.aliases[0].line)
     return use
 
 
-def _shared(name: str, path: Path, line: int, alias_line: int) -> EditError:
+def shared_error(name: str, path: Path, line: int, alias_line: int) -> EditError:
+    """For a value that an alias uses too."""
     return EditError(
         f"{name}:{line}: {'.'.join(path)} is shared through the alias on line {alias_line}, so setting it "
         "would change both: write the value out in one of the two places"
     )
-
-
-def _replacement(text: str, use: Use, value: str) -> tuple[int, int, str]:
-    start = _skip_properties(text, use)
-    written = text[start : use.end]
-    if not written:
-        before = text[:start].rstrip(" \t")[-1:]
-        # In a flow mapping a key may stand without its colon: {packed, seed: 1}
-        colon = ":" if start == use.start and before not in (":", "", "\n") else ""
-        space = "" if not colon and text[start - 1] in " \t" else " "
-        return start, start, colon + space + value + (" " if text[start : start + 1] == "#" else "")
-    block = _BLOCK_HEADER.match(written) if written[0] in "|>" else None
-    if block is None:
-        return start, use.end, value
-    # The newline that ends a block scalar is part of it; so is a comment beside its header.
-    end = max(len(written.rstrip()), block.end())
-    return start, start + end, value + (block.group(1) or "")
-
-
-def _skip_properties(text: str, use: Use) -> int:
-    """Where the value begins, behind its anchor and its tag."""
-    position = use.start
-    while position < use.end and text[position] in "&!":
-        match = _PROPERTY.match(text, position, use.end)
-        position = match.end() if match else use.end
-        while blank := _BLANK.match(text, position, use.end):
-            position = blank.end()
-    return position
-
-
-def _insertion(text: str, owner: Use, key: str, line: str, *, first: bool) -> tuple[int, int, str]:
-    """Adds an entry to a mapping; `first` when none was added to it before."""
-    if not owner.node.children:
-        inside = _skip_properties(text, owner) + 1
-        return inside, inside, line if first else f", {line}"
-    neighbours = owner.node.entries(_BELOW.get(key, key))
-    key_use, value_use = neighbours[0] if neighbours else list(owner.node.pairs())[-1]
-    if owner.node.flow:
-        return value_use.end, value_use.end, f", {line}"
-    line = " " * (key_use.start - _last_break(text, key_use.start) - 1) + line
-    if _last_break(text, value_use.end) == value_use.end - 1:
-        # Only a block scalar ends behind its newline.
-        return value_use.end, value_use.end, line + _newline(text, value_use.end)
-    line_end = _BREAK.search(text, value_use.end)
-    at = line_end.start() if line_end else len(text)
-    return at, at, _newline(text, at) + line
-
-
-def _last_break(text: str, end: int) -> int:
-    """Index of the last character before `end` that ends a line; -1 when there is none."""
-    return max(text.rfind(character, 0, end) for character in _BREAKS)
-
-
-def _newline(text: str, position: int) -> str:
-    """The line break at `position`, else the one before it, else a plain newline."""
-    here = _BREAK.match(text, position)
-    if here:
-        return here.group()
-    last = _last_break(text, position)
-    if last < 0:
-        return "\n"
-    return "\r\n" if text[last - 1 : last + 1] == "\r\n" else text[last]
-
-
-def _apply(text: str, splices: list[tuple[int, int, str]]) -> str:
-    pieces = []
-    position = 0
-    for start, end, piece in sorted(splices, key=lambda splice: splice[0]):
-        pieces += [text[position:start], piece]
-        position = end
-    return "".join([*pieces, text[position:]])
 
 
 def _verify(old: Use, edited: str, values: Mapping[Path, Value], name: str, loader: Loader) -> None:
@@ -242,67 +169,34 @@ def _verify(old: Use, edited: str, values: Mapping[Path, Value], name: str, load
         ) from error
     for path, value in values.items():
         found = lookup(new.node, path) if new else None
-        if not found or not _same(loaded(found[1].node), value):
+        if not found or not _holds(found[1].node, value):
             line = found[1].line if found else old.line
             raise EditError(
-                f"{name}:{line}: {'.'.join(path)} can't be set to {_format(value)} as it is written here "
+                f"{name}:{line}: {'.'.join(path)} can't be set to {format_value(value)} as it is written here "
                 "(does it carry a tag?): set it by hand"
             )
-    if new is None or not _equal_but_for(old.node, new.node, set(values)):
+    if new is None or not equal_but_for(old.node, new.node, set(values)):
         raise EditError(
             f"{name}:{old.line}: setting {_names(values)} would change other values: set it by hand"
         )
 
 
-def _equal_but_for(old: Node, new: Node, values: set[Path]) -> bool:
-    """Whether two documents are the same but for the values at those paths.
-
-    Each pair of nodes is compared once, however many aliases lead there.
-    """
-    on_the_way = {path[:depth] for path in values for depth in range(len(path))}
-    waiting: list[tuple[Node, Node, Path | None]] = [(old, new, ())]
-    compared: set[tuple[int, int]] = set()
-    while waiting:
-        a, b, path = waiting.pop()
-        if path is None:
-            if (id(a), id(b)) in compared:
-                continue
-            compared.add((id(a), id(b)))
-        if (a.kind, a.tag, a.text) != (b.kind, b.tag, b.text):
+def _holds(node: Node, value: Value) -> bool:
+    """Whether `value` is what is written there: same type, same value."""
+    if isinstance(value, list):
+        items = node.children if node.kind == "sequence" else []
+        return node.kind == "sequence" and _all_hold([item.node for item in items], value)
+    if isinstance(value, dict):
+        if node.kind != "mapping" or [key.node.text for key, _ in node.pairs()] != list(value):
             return False
-        if path is not None and a.kind == "mapping":
-            pairs_a, pairs_b = (
-                [(k, v) for k, v in node.pairs() if (*path, k.node.text) not in values] for node in (a, b)
-            )
-            if len(pairs_a) != len(pairs_b):
-                return False
-            for (key_a, value_a), (key_b, value_b) in zip(pairs_a, pairs_b, strict=True):
-                deeper = (*path, key_a.node.text)
-                waiting.append((key_a.node, key_b.node, None))
-                waiting.append((value_a.node, value_b.node, deeper if deeper in on_the_way else None))
-            continue
-        if len(a.children) != len(b.children):
-            return False
-        waiting += [(x.node, y.node, None) for x, y in zip(a.children, b.children, strict=True)]
-    return True
-
-
-def _same(current: object, value: Value) -> bool:
+        return _all_hold([item.node for _, item in node.pairs()], list(value.values()))
+    current = loaded(node)
     return type(current) is type(value) and current == value
+
+
+def _all_hold(nodes: list[Node], values: list[Value]) -> bool:
+    return len(nodes) == len(values) and all(map(_holds, nodes, values))
 
 
 def _names(values: Mapping[Path, Value]) -> str:
     return ", ".join(".".join(path) for path in values)
-
-
-def _format(value: Value) -> str:
-    """As torchtune's configs write it: ``True``, ``24``, ``0.7``; a string in quotes where it needs them."""
-    if isinstance(value, (bool, int)):
-        return str(value)
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value):
-        resolver: Any = yaml.resolver.Resolver()
-        if resolver.resolve(yaml.ScalarNode, value, (True, False)) == "tag:yaml.org,2002:str":
-            return value
-    quotes = '"' if isinstance(value, str) else None
-    dumped = yaml.safe_dump(value, default_style=quotes, width=float("inf"), allow_unicode=True)
-    return dumped.removesuffix("\n").removesuffix("\n...")

@@ -15,7 +15,7 @@ from autobatch.errors import RunProblems, UsageError
 from autobatch.estimate.records import NoEstimate
 from autobatch.runs import checks
 from autobatch.runs.config import RunConfig, read_config
-from autobatch.runs.directory import CONFIG_NAME, SCRIPT_NAME, RunDirectory, find_script, working_dir_of
+from autobatch.runs.directory import CONFIG_NAME, SCRIPT_NAME, RunDirectory, read_run_script, working_dir_of
 from autobatch.runs.findings import Findings
 from autobatch.runs.recipes import Recipe, resolve_recipe
 
@@ -55,11 +55,7 @@ class Subject:
 
     def resolved(self) -> dict[str, Any]:
         """The config as plain containers."""
-        from omegaconf import OmegaConf
-
-        container = OmegaConf.to_container(self.config, resolve=True)
-        assert isinstance(container, dict)
-        return {str(key): value for key, value in container.items()}
+        return _plain(self.config)
 
 
 def read_subject(path: Path, recipe: str | None = None, settings: Sequence[str] = ()) -> Subject:
@@ -79,7 +75,7 @@ def read_subject(path: Path, recipe: str | None = None, settings: Sequence[str] 
     config_path = _config_path(path.resolve(), path, findings)
     directory = config_path.parent
     is_run = config_path.name == CONFIG_NAME
-    script = find_script(directory / SCRIPT_NAME, os.environ, findings) if is_run else None
+    script = read_run_script(directory / SCRIPT_NAME, os.environ, findings) if is_run else None
     working_dir = working_dir_of(directory, script, findings)
     config = read_config(config_path, script, findings)
     if config is None:
@@ -165,14 +161,13 @@ def with_settings(subject: Subject, settings: Sequence[str]) -> Subject:
             "fixed length. Set it in the config, or for the estimate with --set tokenizer.max_seq_len=2048"
         )
     batch_size = OmegaConf.select(config, "batch_size")
-    model = OmegaConf.select(config, "model._component_")
     packed = subject.packed
     if any(setting.startswith("dataset.packed=") for setting in settings):
         packed = OmegaConf.select(config, "dataset.packed") is True
     device = str(OmegaConf.select(config, "device")).partition(":")[0]
     if packed and _makes_pairs(subject.recipe):
         raise NoEstimate(f"{subject.path}: {subject.recipe.name} doesn't pack; set packed: False")
-    if packed and checks.refuses_packs(model, device):
+    if packed and checks.refuses_packs(RunConfig(subject.path, "", config, _plain(config)), device):
         raise NoEstimate(
             f"{subject.path}: gemma2 models refuse packed datasets on CUDA: set dataset.packed: False"
         )
@@ -185,6 +180,14 @@ def with_settings(subject: Subject, settings: Sequence[str]) -> Subject:
         dtype=str(OmegaConf.select(config, "dtype") or "fp32"),
         batch_size=batch_size if isinstance(batch_size, int) and batch_size > 0 else 1,
     )
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def _config_path(path: Path, given: Path, findings: Findings) -> Path:

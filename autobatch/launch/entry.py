@@ -6,11 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from autobatch.errors import AutobatchError, JobError
+from autobatch.errors import AutobatchError, JobError, UsageError
 from autobatch.records import ProbeRequest, from_json, to_json
 
 #: Seconds before the time limit at which Slurm warns a job with a signal, on which submitit requeues it.
@@ -41,6 +42,7 @@ def probe_job(
     # Only here: whoever submits this function must not pay for these imports.
     from autobatch.estimate.forecaster import forecast
     from autobatch.probing.events import EVENTS, EventLog, Failed
+    from autobatch.probing.forkserver import die_with_parent
     from autobatch.probing.job import run_probe
 
     for name, value in environment.items():
@@ -52,6 +54,10 @@ def probe_job(
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         signal.signal(signal.SIGTERM, _await_the_end)
         _requeue_only_when_preempted(deadline)
+    elif os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        # submitit passes over SIGTERM, with which a probe is cancelled, and its job outlives its controller.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        die_with_parent(signal.SIGKILL)
     asked = from_json(ProbeRequest, request)
     run_dir = Path(asked.run_dir)
     if not run_dir.is_dir():
@@ -61,9 +67,20 @@ def probe_job(
         )
     tell = EventLog(run_dir / "probe" / EVENTS, attempt)
     try:
-        result = run_probe(asked, tell, deadline=deadline, forecaster=forecast)
-    except AutobatchError as error:
-        tell(Failed(str(error), error.exit_code))
+        try:
+            result = run_probe(asked, tell, deadline=deadline, forecaster=forecast)
+        except OSError as error:
+            # A full disk, or a directory where one of the files in probe/ should be.
+            raise UsageError(
+                f"{error.filename or run_dir}: {error.strerror or error}: make room, or move away what is in its "
+                "place, then run again"
+            ) from error
+    except Exception as error:
+        failed = Failed(f"the probe's job failed: {type(error).__name__}: {error}", JobError.exit_code)
+        if isinstance(error, AutobatchError):
+            failed = Failed(str(error), error.exit_code)
+        with suppress(OSError):
+            tell(failed)
         raise
     if result.status.exit_code != 0:
         raise JobError(result.message)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from autobatch.errors import UsageError
+from autobatch.launch.processes import safe_path
 from autobatch.launch.resources import Resources
 from autobatch.probing.events import EVENTS
 from autobatch.records import ProbeRequest, to_json
 from autobatch.runs.directory import RunDirectory
-
-#: A client waits long for a controller that is down; nobody should wait with it.
-_CLIENT_TIMEOUT_S = 15.0
+from autobatch.runs.slurm_client import ask
 
 #: Asking more often only loads the controller.
 _POLL_S = 2.0
@@ -52,7 +51,8 @@ class SlurmJob:
         executor = _executor(run, resources, after)
         executor.folder.mkdir(parents=True, exist_ok=True)
         try:
-            job = executor.submit(ProbeJob(to_json(request), self.attempt))
+            with safe_path():
+                job = executor.submit(ProbeJob(to_json(request), self.attempt))
         except Exception as error:
             # submitit raises its own kinds for what sbatch says; all of it is for the user to read.
             raise UsageError(f"sbatch refused the probe's job: {error}") from error
@@ -112,13 +112,13 @@ def job_state(job_id: str) -> str | None:
     Asks the controller, then accounting. None when neither answers in time.
     """
     answered = False
-    shown = _ask("scontrol", "--oneliner", "show", "job", job_id)
+    shown = ask("scontrol", "--oneliner", "show", "job", job_id)
     if shown is not None:
         answered = True
         for word in shown.split():
             if word.startswith("JobState="):
                 return word.partition("=")[2]
-    listed = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
+    listed = ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
     if listed:
         # A cancelled job's state names who did it: "CANCELLED by 0".
         return listed.splitlines()[-1].split()[0]
@@ -127,7 +127,7 @@ def job_state(job_id: str) -> str | None:
 
 def seconds_left(job_id: str) -> int | None:
     """Seconds until the time limit of a running job; None when it has none or Slurm doesn't say."""
-    listed = _ask("squeue", "--noheader", "--format=%L", f"--jobs={job_id}")
+    listed = ask("squeue", "--noheader", "--format=%L", f"--jobs={job_id}")
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", (listed or "").strip())
     if not match:
         return None
@@ -137,21 +137,7 @@ def seconds_left(job_id: str) -> int | None:
 
 def cancel_job(job_id: str) -> None:
     """scancel; a job that has ended stays as it is."""
-    _ask("scancel", job_id)
-
-
-def _ask(*command: str) -> str | None:
-    """What a Slurm client prints; empty when it says no; None when there is none or it doesn't answer."""
-    try:
-        ended = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_CLIENT_TIMEOUT_S
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if ended.returncode != 0:
-        # "Invalid job id specified" is an answer; a controller that can't be reached is none.
-        return "" if "Invalid job id" in ended.stderr else None
-    return ended.stdout
+    ask("scancel", job_id)
 
 
 def _executor(run: RunDirectory, resources: Resources, after: str | None) -> Any:
@@ -159,6 +145,11 @@ def _executor(run: RunDirectory, resources: Resources, after: str | None) -> Any
 
     from autobatch.launch.entry import SIGNAL_DELAY_S
 
+    if "%" in str(run.path):
+        raise UsageError(
+            f"{run.path}: Slurm reads `%` in the path of a job's log as a pattern: rename the directory, or use "
+            "--cluster local or inline"
+        )
     executor = submitit.SlurmExecutor(folder=run.path / "probe" / "job", max_num_timeout=_MAX_REQUEUES)
     additional = dict(resources.options)
     if after is not None:

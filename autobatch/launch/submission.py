@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from autobatch.edits.files import replace_file
+from autobatch.edits.together import refuse_unwritable
 from autobatch.errors import UsageError
+from autobatch.launch.note import JOB_NOTE, JobNote, read_note, write_note
+from autobatch.launch.processes import SAFE_PATH, end_job, safe_path
 from autobatch.launch.resources import Resources, resolve_resources
-from autobatch.launch.slurm import SlurmJob
+from autobatch.launch.slurm import ALIVE, SlurmJob, job_state
 from autobatch.probing.events import EVENTS, Ended, Event, EventReader, Failed
+from autobatch.probing.lock import is_held, second_one
 from autobatch.records import ProbeRequest, to_json
 from autobatch.runs.directory import RunDirectory
+from autobatch.runs.results import RESULT
 from autobatch.runs.settings import Profile
-
-#: In `probe/`: which job is probing the run.
-JOB_NOTE = "job.json"
 
 #: submitit's local executor ends a job after its time; a probe on this machine has no queue to mind.
 _LOCAL_TIMEOUT_MIN = 7 * 24 * 60
@@ -96,9 +100,19 @@ def submit(
         cluster: where; not `auto`.
         resources: on Slurm, what to ask for.
         after: on Slurm, a job that must end well first.
+
+    Raises:
+        UsageError: another probe of the run is under way, or its answer couldn't be written.
     """
-    folder = run.path / "probe" / "job"
-    folder.mkdir(parents=True, exist_ok=True)
+    directory = run.path / "probe"
+    _refuse_in_vain(run, directory, cluster)
+    folder = directory / "job"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: can't be made ({error.strerror}): make the run writable, or move away what is in its place"
+        ) from error
     submission: Submission
     if cluster is Cluster.INLINE:
         submission = _PlainProcess(request, folder)
@@ -111,15 +125,44 @@ def submit(
             resources or resolve_resources({}, Profile(), _header(run), device=run.device),
             after,
         )
-    note = {
-        "cluster": cluster.value,
-        "job_id": submission.job_id,
-        "attempt": submission.attempt,
-        "log": str(submission.log),
-        "submitted": time.time(),
-    }
-    replace_file(run.path / "probe" / JOB_NOTE, json.dumps(note, indent=2) + "\n", expected=None)
+    note = JobNote(
+        cluster=cluster.value,
+        job_id=submission.job_id,
+        attempt=submission.attempt,
+        log=str(submission.log),
+        submitted=time.time(),
+        host=socket.gethostname(),
+    )
+    try:
+        write_note(directory, note)
+    except BaseException:
+        # Nobody would know of it.
+        submission.cancel()
+        raise
     return submission
+
+
+def _refuse_in_vain(run: RunDirectory, directory: Path, cluster: Cluster) -> None:
+    """Refuse what the job would refuse: a second probe, and files that it couldn't write its answer into.
+
+    A second one in Slurm's queue is refused too: status and cancel know of one.
+    """
+    if is_held(directory):
+        raise second_one(directory)
+    note = read_note(directory)
+    if cluster is Cluster.SLURM and note is not None and note.is_slurm and job_state(note.job_id) in ALIVE:
+        raise UsageError(
+            f"{run.path}: Slurm job {note.job_id} is to probe this run already: wait for it, or end it (autobatch "
+            "cancel) and try again"
+        )
+    for path in (
+        run.config_path,
+        run.plan_path,
+        directory / RESULT,
+        directory / JOB_NOTE,
+        directory / EVENTS,
+    ):
+        refuse_unwritable(path)
 
 
 def resources_for(run: RunDirectory, flags: Mapping[str, str], profile: Profile) -> Resources:
@@ -145,6 +188,11 @@ def follow(submission: Submission, poll_s: float = 0.1) -> Iterator[Event]:
         time.sleep(poll_s)
 
 
+def _without_submitit(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of a job of the user's own through submitit: the probe in it isn't what submitit's signals are for."""
+    return {name: value for name, value in environment.items() if name != "SUBMITIT_EXECUTOR"}
+
+
 class _PlainProcess:
     """The job as a child of this process, ended with it."""
 
@@ -159,10 +207,13 @@ class _PlainProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env=_without_submitit(os.environ) | SAFE_PATH,
             )
         assert self._process.stdin is not None
-        with self._process.stdin as pipe:
-            pipe.write(json.dumps({"request": to_json(request), "attempt": self.attempt}).encode())
+        asked = {"request": to_json(request), "attempt": self.attempt, "parent": os.getpid()}
+        # Should it have ended already, its log says why.
+        with suppress(BrokenPipeError), self._process.stdin as pipe:
+            pipe.write(json.dumps(asked).encode())
         self.job_id = str(self._process.pid)
 
     def finished(self) -> bool:
@@ -187,7 +238,13 @@ class _LocalJob:
         executor.update_parameters(timeout_min=_LOCAL_TIMEOUT_MIN)
         # The executor sets it to nothing; this undoes that inside the job.
         environment = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
-        self._job = executor.submit(probe_job, to_json(request), self.attempt, environment)
+        # Ctrl-C is for this process, which ends the job: submitit's controller would say so in a traceback.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with safe_path():
+                self._job = executor.submit(probe_job, to_json(request), self.attempt, environment)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.job_id = str(self._job.job_id)
         self.log = Path(self._job.paths.stderr)
 
@@ -195,4 +252,5 @@ class _LocalJob:
         return bool(self._job.done())
 
     def cancel(self) -> None:
-        self._job.cancel()
+        # Not submitit's, which interrupts its controller: that says so in a traceback on our terminal.
+        end_job(int(self.job_id))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from autobatch.errors import UsageError
+from autobatch.launch.note import JOB_NOTE, JobNote, read_note
+from autobatch.launch.processes import end_job, is_job
 from autobatch.launch.slurm import ALIVE, cancel_job, job_state
-from autobatch.launch.submission import JOB_NOTE
 from autobatch.probing.events import EVENTS, EventReader, TrialBegan, TrialEnded
 from autobatch.probing.lock import is_held
 from autobatch.records import Status
-from autobatch.runs.results import find_result
-
-RESULT = "result.json"
+from autobatch.runs.directory import CONFIG_NAME
+from autobatch.runs.results import RESULT, find_result
 
 
 @dataclass(frozen=True)
@@ -41,60 +40,75 @@ class ProbeStatus:
 
 def status_of(run: Path) -> ProbeStatus:
     """How far the probe of a run is."""
-    note = _note(run)
+    note = read_note(run / "probe")
     if note is None:
         return _from_result(run, None, None)
-    job_id, cluster = str(note["job_id"]), str(note["cluster"])
-    slurm_state = job_state(job_id) if cluster == "slurm" else None
+    slurm_state = job_state(note.job_id) if note.is_slurm else None
     state, detail = _judge(run, note, slurm_state)
-    return ProbeStatus(str(run), state, detail, job_id, cluster, slurm_state)
+    return ProbeStatus(str(run), state, detail, note.job_id, note.cluster, slurm_state)
 
 
 def cancel(run: Path) -> str | None:
-    """End the run's probe; returns its job id, or None when none is under way."""
-    note = _note(run)
-    if note is None or status_of(run).state not in ("queued", "running", "preempted", "unknown"):
+    """End the run's probe; returns its job id, or None when none is under way.
+
+    Raises:
+        UsageError: there is no such run, or its probe is a process of another machine.
+    """
+    if not (run / CONFIG_NAME).is_file():
+        raise UsageError(f"{run}: no {CONFIG_NAME} here: name a run directory")
+    note = read_note(run / "probe")
+    under_way = ("queued", "running", "preempted", "unknown") if note and note.is_slurm else ("running",)
+    if note is None or status_of(run).state not in under_way:
         return None
-    job_id = str(note["job_id"])
-    if note["cluster"] == "slurm":
-        cancel_job(job_id)
-    else:
-        import signal
+    if note.is_slurm:
+        cancel_job(note.job_id)
+        return note.job_id
+    if note.host != socket.gethostname():
+        raise UsageError(f"{run}: its probe runs on {note.host}: call autobatch cancel there")
+    if not is_job(int(note.job_id)):
+        raise UsageError(
+            f"{run}: a probe is under way, and it isn't process {note.job_id} of {run / 'probe' / JOB_NOTE}: it "
+            "was started by something else, such as a job that calls autobatch; end that"
+        )
+    end_job(int(note.job_id))
+    return note.job_id
 
-        os.kill(int(job_id), signal.SIGTERM)
-    return job_id
 
-
-def _judge(run: Path, note: dict[str, Any], slurm_state: str | None) -> tuple[str, str]:
+def _judge(run: Path, note: JobNote, slurm_state: str | None) -> tuple[str, str]:
     """State and detail of the job in `note`."""
-    progress = _progress(run, str(note["attempt"]))
-    running = is_held(run / "probe")
+    progress = _progress(run, note.attempt)
+    # A job on this machine takes the lock some seconds after its start.
+    is_local = not note.is_slurm and note.host == socket.gethostname()
+    running = is_held(run / "probe") or (is_local and is_job(int(note.job_id)))
     if running or slurm_state in ("RUNNING", "COMPLETING"):
         return "running", progress or "setting up"
     if slurm_state in ALIVE:
         if progress:
             return "preempted", f"waits in the queue again, {progress}"
         return "queued", f"Slurm: {slurm_state}"
-    result = _from_result(run, None, None, since=float(note["submitted"]))
+    result = _from_result(run, None, None, since=note.submitted)
     if result.state != "not probed":
         return result.state, result.detail
-    if slurm_state is None and note["cluster"] == "slurm":
+    if slurm_state is None and note.is_slurm:
         return (
             "unknown",
             f"Slurm doesn't answer, and the run has no result yet{', ' if progress else ''}{progress}",
         )
     said = f"Slurm: {slurm_state}; " if slurm_state else ""
-    return "failed", f"{said}the job ended without a result; its log: {note['log']}"
+    return "failed", f"{said}the job ended without a result; its log: {note.log}"
 
 
 def _from_result(run: Path, job_id: str | None, cluster: str | None, since: float = 0.0) -> ProbeStatus:
     path = run / "probe" / RESULT
-    result = find_result(path)
+    try:
+        result = find_result(path)
+    except UsageError as error:
+        return ProbeStatus(str(run), "unknown", str(error), job_id, cluster)
     # Resuming a probe whose answer is on file leaves the file as it is, so an old one is an answer too.
     if result is None or (result.status is not Status.DONE and path.stat().st_mtime < since):
         return ProbeStatus(str(run), "not probed", "no probe yet", job_id, cluster)
     state = "done" if result.status is Status.DONE else "failed"
-    return ProbeStatus(str(run), state, result.message.splitlines()[0], job_id, cluster)
+    return ProbeStatus(str(run), state, result.message.partition("\n")[0], job_id, cluster)
 
 
 def _progress(run: Path, attempt: str) -> str:
@@ -112,15 +126,3 @@ def _progress(run: Path, attempt: str) -> str:
     known += [f"{began.fails} doesn't"] if began.fails is not None else []
     bracket = f" ({', '.join(known)})" if known else ""
     return f"trial {ended + 1}: batch_size {began.batch_size}{bracket}"
-
-
-def _note(run: Path) -> dict[str, Any] | None:
-    try:
-        note = json.loads((run / "probe" / JOB_NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return (
-        note
-        if isinstance(note, dict) and {"job_id", "cluster", "attempt", "log", "submitted"} <= set(note)
-        else None
-    )

@@ -14,13 +14,14 @@ lines (`EventFile`). Nested configs come as JSON strings: newer torchtune instan
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autobatch.probing.meter import CpuMeter, meter_for
+from autobatch.probing.meter import CpuMeter, Reading, meter_for
 from autobatch.records import Metric
 
 #: Every weight of a trial; memory doesn't depend on it.
@@ -102,13 +103,14 @@ class StepCounter:
             TrialFinished: the peak is at rest, or `max_steps` have run.
         """
         reading = self._meter.read()
+        refuse_nothing(reading, self._metric)
         self._peaks.append(reading.peaks_bytes[self._metric])
         rate = payload.get("tokens_per_second_per_gpu")
         self._events.append(
             "step",
             peaks=reading.peaks_bytes,
             retries=reading.alloc_retries,
-            tokens_per_second=None if rate is None else float(rate),
+            tokens_per_second=float(rate) if rate is not None and math.isfinite(rate) else None,
         )
         if len(self._peaks) >= self._min_steps and self._at_rest():
             self._events.append("finished")
@@ -123,6 +125,18 @@ class StepCounter:
     def _at_rest(self) -> bool:
         last, previous = self._peaks[-1], self._peaks[-2]
         return last - previous <= self._tolerance * last
+
+
+def refuse_nothing(reading: Reading, metric: str) -> None:
+    """Raise if a training step took no memory at all: then it took it where the meter doesn't look.
+
+    PyTorch counts each card by itself, and a recipe of the user's may not make its card the current one.
+    """
+    if reading.peaks_bytes[metric] <= 0:
+        raise RuntimeError(
+            f"no {metric} memory on the current device after an optimizer step: the recipe trains on another "
+            "one, or without PyTorch's allocator; call torch.cuda.set_device in it, as torchtune's get_device does"
+        )
 
 
 class StoredRows:
@@ -173,10 +187,19 @@ class StoredRows:
             raise IndexError(index)
         if not self._began:
             self._began = True
-            # The recipe is set up and asks for its first batch: what is in use now is there at any size.
-            reading = meter_for(self._device).read()
-            self._events.append("first_batch", current=reading.current_bytes)
+            # The recipe is set up and asks for its first batch: what is in use now is there at any size. A forked
+            # worker of the recipe's DataLoader can't use CUDA; the search does without this reading.
+            if self._device == "cpu" or not _in_worker():
+                reading = meter_for(self._device).read()
+                self._events.append("first_batch", current=reading.current_bytes)
         return self._rows[index % len(self._rows)]
+
+
+def _in_worker() -> bool:
+    """Whether this is a worker process of a DataLoader."""
+    from torch.utils.data import get_worker_info
+
+    return get_worker_info() is not None
 
 
 class ConstantCheckpointer:

@@ -6,18 +6,27 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from autobatch.packing.build import PackSpec
 from autobatch.packing.logs import packing_progress
 from autobatch.probing.events import Event, Packing
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.worker import pack_dataset, read_dataset_once
-from autobatch.records import Density, from_json
+from autobatch.records import Density, from_json, to_json
 from autobatch.runs.fingerprint import data_signature
+from autobatch.runs.results import load_json
 
-if TYPE_CHECKING:
-    from autobatch.runs.directory import RunDirectory
+
+class HasDataset(Protocol):
+    """What a run must tell for its dataset to be packed."""
+
+    @property
+    def working_dir(self) -> Path:
+        """To which relative paths in the config are relative."""
+
+    def resolved(self) -> dict[str, Any]:
+        """The config, resolved, as plain containers."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class DensityStore:
     """
 
     def __init__(
-        self, run: RunDirectory, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
+        self, run: HasDataset, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
     ) -> None:
         self._run = run
         self._directory = directory
@@ -72,15 +81,11 @@ class DensityStore:
         from autobatch import __version__
 
         resolved = self._run.resolved()
-        key = [
-            __version__,
-            data_signature(resolved, self._run.working_dir),
-            self._packed,
-            self._sample,
-        ]
-        kept = self._read_kept()
-        if not fresh and kept is not None and kept.get("key") == key and self.rows.exists():
-            return PackingOutcome(from_json(Density, kept["density"]), kept["held_bytes"])
+        signature = data_signature(resolved, self._run.working_dir)
+        key = json.dumps([__version__, signature, self._packed, self._sample])
+        kept = _read_kept(self._kept)
+        if not fresh and kept is not None and kept.key == key and kept.rows_bytes == _size(self.rows):
+            return PackingOutcome(kept.density, kept.held_bytes)
         self._directory.mkdir(parents=True, exist_ok=True)
         self._kept.unlink(missing_ok=True)
         config, log, answer = (self._directory / f"packing.{ext}" for ext in ("yaml", "log", "json"))
@@ -116,12 +121,54 @@ class DensityStore:
             return PackingOutcome(None, error=f"the process that packs it ended with status {ended.code}")
         if "error" in said:
             return PackingOutcome(None, error=said["error"])
-        self._kept.write_text(json.dumps({"key": key, **said}), encoding="utf-8")
-        return PackingOutcome(from_json(Density, said["density"]), said["held_bytes"])
+        found = _Kept(key, from_json(Density, said["density"]), said["held_bytes"], _size(self.rows))
+        self._kept.write_text(json.dumps(to_json(found)), encoding="utf-8")
+        return PackingOutcome(found.density, found.held_bytes)
 
-    def _read_kept(self) -> dict[str, Any] | None:
-        try:
-            kept = json.loads(self._kept.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+
+def kept_density(directory: Path, signature: str, *, packed: bool) -> Density | None:
+    """The density on file for a dataset, if it is the one that was packed; None else.
+
+    Args:
+        directory: the run's `probe/`.
+        signature: `runs.fingerprint.data_signature` of the dataset as it is now.
+        packed: of its packs, or of its examples.
+    """
+    kept = _read_kept(directory / "density.json")
+    try:
+        if kept is None or json.loads(kept.key)[1:3] != [signature, packed]:
             return None
-        return kept if isinstance(kept, dict) else None
+    except (TypeError, ValueError):
+        return None
+    return kept.density
+
+
+def _read_kept(file: Path) -> _Kept | None:
+    try:
+        return from_json(_Kept, load_json(file))
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """`density.json`.
+
+    Attributes:
+        key: what it holds for.
+        density: how the dataset packs.
+        held_bytes: resident memory that the dataset takes.
+        rows_bytes: size of the file of stored rows; with another they were damaged, and each trial would fail.
+    """
+
+    key: str
+    density: Density
+    held_bytes: int
+    rows_bytes: int | None
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -196,7 +196,7 @@ class EventReader:
                     self._first_line, self._offset = first_line, 0
                 file.seek(self._offset)
                 chunk = file.read()
-        except FileNotFoundError:
+        except OSError:
             return
         whole = chunk[: chunk.rfind(b"\n") + 1]
         self._offset += len(whole)
@@ -213,6 +213,6 @@ def _parse(line: bytes, attempt: str) -> Event | None:
         if data["attempt"] != attempt:
             return None
         event: Event = from_json(_KINDS[data["event"]], data)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return event

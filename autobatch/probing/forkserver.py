@@ -58,13 +58,18 @@ _DRIVER = Path("/dev/nvidiactl")
 #: A child that finds CUDA initialised by its parent ends with this status (an unused one of sysexits.h).
 CUDA_INHERITED = 79
 
+#: For the server alone: a trial is to look like a training.
+_ONLY_OF_THE_SERVER = ("PYTORCH_NVML_BASED_CUDA_CHECK", "PYTHONSAFEPATH")
+
 #: With the first, `torch.cuda.is_available()` asks NVML and leaves the driver alone, which matters in the server;
 #: tiktoken keeps copies of tokenizer files under a hash of their path as written, so that two runs with
-#: `../model/tokenizer.model` would share one; an empty variable turns that off.
+#: `../model/tokenizer.model` would share one; an empty variable turns that off. With the last, a module of the
+#: user's in the current directory isn't taken for one that the server imports.
 _ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "TIKTOKEN_CACHE_DIR": "",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONSAFEPATH": "1",
 }
 
 _PR_SET_PDEATHSIG = 1
@@ -95,9 +100,10 @@ class ForkServer:
         environment: set for the server and all its children, on top of this process's. It is set here
             too: multiprocessing's server is one for each process and inherits from it.
         device: that the children will use, ``cuda`` or ``cpu``.
+        cold: no server: each process starts anew, with the environment that this one has by then.
     """
 
-    def __init__(self, environment: Mapping[str, str], device: str = "cpu") -> None:
+    def __init__(self, environment: Mapping[str, str], device: str = "cpu", *, cold: bool = False) -> None:
         os.environ.update(_ENVIRONMENT | dict(environment))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
@@ -107,7 +113,9 @@ class ForkServer:
                 *(_PRELOAD_ON_CUDA if device == "cuda" else ()),
             ]
         )
-        self._context: ForkServerContext | SpawnContext = context
+        self._context: ForkServerContext | SpawnContext = (
+            multiprocessing.get_context("spawn") if cold else context
+        )
 
     def start(self) -> None:
         """Begin importing, without waiting for it."""
@@ -148,7 +156,11 @@ class ForkServer:
         began = time.monotonic()
         forked = isinstance(self._context, ForkServerContext)
         process = self._context.Process(target=_child, args=(target, arguments, str(log), forked))
-        process.start()
+        try:
+            process.start()
+        except (EOFError, ConnectionError):
+            # The server was killed; the next call starts another.
+            return Exit(-signal.SIGKILL, False, time.monotonic() - began)
         timed_out = False
         try:
             while process.is_alive():
@@ -181,8 +193,8 @@ def _child(target: Callable[..., None], arguments: tuple[Any, ...], log: str, fo
     os.close(descriptor)
     if forked and _cuda_is_initialised():
         os._exit(CUDA_INHERITED)
-    # The server's alone: training asks the driver, and so must the trial.
-    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    for name in _ONLY_OF_THE_SERVER:
+        os.environ.pop(name, None)
     target(*arguments)
 
 

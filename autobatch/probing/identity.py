@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from autobatch.errors import UsageError
@@ -26,18 +27,26 @@ def is_packed(run: RunDirectory, request: ProbeRequest) -> bool:
     return request.packing is PackingMode.PACK
 
 
-def run_fingerprint(run: RunDirectory, request: ProbeRequest, device: Device) -> str:
+def run_fingerprint(
+    run: RunDirectory, request: ProbeRequest, device: Device, environ: Mapping[str, str] | None = None
+) -> str:
     """Hash of everything that decides the memory of a trial of `run` on `device`.
 
-    Reads this process's environment: the training script's exports must have been applied to it.
+    Args:
+        run: the run.
+        request: what is asked of its probe.
+        device: that it is measured on.
+        environ: variables that the training sees, the exports of its script among them. Default: this
+            process's, to which those exports must have been applied.
     """
+    environ = os.environ if environ is None else environ
     packed = is_packed(run, request)
     extras = {
         "recipe": run.recipe.identity,
         "device": f"{device.kind} {device.name}",
         "load_weights": str(request.load_weights),
         "packed": str(packed),
-        **{name: os.environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
+        **{name: environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
         **installed_versions(),
     }
     config = run.resolved()

@@ -54,9 +54,8 @@ from autobatch.records import (
 )
 from autobatch.runs.directory import RunDirectory, read_run
 from autobatch.runs.fingerprint import data_signature
-from autobatch.runs.results import find_result
+from autobatch.runs.results import RESULT, find_result
 
-RESULT = "result.json"
 JOURNAL = "trials.jsonl"
 
 #: An estimate that takes longer costs more than the trials that it saves.
@@ -198,7 +197,7 @@ class _Probe:
         # What an interrupted probe began with is on file, and costs nothing to begin with again.
         guess = journal.trials[0].batch_size if journal.trials else hint.guess
         trials: list[Trial] = []
-        on_file = {trial.batch_size: trial for trial in journal.trials}
+        on_file = {trial.batch_size: trial for trial in journal.trials if _is_usable(trial, metric)}
         while True:
             step = next_step(trials, target_bytes=target_bytes, cap=cap, guess=guess)
             if isinstance(step, Answer):
@@ -327,6 +326,11 @@ class _Probe:
             else None,
         }
         return Journal(self._directory / JOURNAL, key, fresh=self._request.force)
+
+
+def _is_usable(trial: Trial, metric: Metric) -> bool:
+    """Whether a trial of the journal has the peak that counts: someone may have edited it."""
+    return trial.verdict is Verdict.OUT_OF_MEMORY or metric.value in trial.peaks_bytes
 
 
 def _same_answer(one: ProbeResult, two: ProbeResult) -> bool:

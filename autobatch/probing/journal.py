@@ -105,7 +105,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             data = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(data, dict):
             lines.append(data)

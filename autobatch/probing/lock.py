@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,33 +14,53 @@ from autobatch.errors import UsageError
 
 
 @contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run's `probe/`, which the kernel drops when this process ends.
+def only_one(directory: Path, what: str = "probe") -> Iterator[None]:
+    """Hold the lock of a run's `probe/` or of a directory in it, which the kernel drops when this process ends.
 
     Raises:
-        UsageError: another probe holds it, or the directory can't be written.
+        UsageError: another one holds it, or the directory can't be written.
     """
+    # Not at once: `is_held` takes it for a moment.
+    lock = FileLock(directory / "lock", timeout=2)
     try:
-        directory.mkdir(exist_ok=True)
-        # Not at once: `is_held` takes it for a moment.
-        with FileLock(directory / "lock", timeout=2):
-            yield
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout as error:
+        raise second_one(directory, what) from error
+    except OSError as error:
         raise UsageError(
-            f"{directory}: another probe of this run is under way; wait for it, or end it and try again"
+            f"{error.filename or directory}: can't be written ({error.strerror}); make the run writable, or move "
+            "away what is in its place"
         ) from error
-    except PermissionError as error:
-        raise UsageError(
-            f"{directory}: can't be written ({error.strerror}); make the run writable"
-        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def second_one(directory: Path, what: str = "probe") -> UsageError:
+    """What a second probe of a run is told."""
+    how = " (autobatch cancel)" if what == "probe" else ""
+    return UsageError(
+        f"{directory}: another {what} of this run is under way; wait for it, or end it{how} and try again"
+    )
 
 
 def is_held(directory: Path) -> bool:
-    """Whether a probe is under way in a run's `probe/`, as far as this machine can see."""
-    if not (directory / "lock").exists():
+    """Whether a probe is under way in a run's `probe/`, as far as this machine can see.
+
+    Only reads, so that whoever may look at a run may ask.
+    """
+    try:
+        descriptor = os.open(directory / "lock", os.O_RDONLY)
+    except OSError:
         return False
     try:
-        with FileLock(directory / "lock", timeout=0):
-            return False
-    except (Timeout, OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False

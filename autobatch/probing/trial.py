@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,21 +15,7 @@ from autobatch.probing.meter import oom_kills
 from autobatch.probing.trial_config import TrialSetup, trial_config
 from autobatch.probing.worker import TrialSpec, run_recipe
 from autobatch.records import Metric, Trial, Verdict
-
-#: Every spelling of out of memory that PyTorch, its libraries and Slurm use.
-_OUT_OF_MEMORY = re.compile(
-    r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|CUDNN_STATUS_ALLOC_FAILED|DefaultCPUAllocator: can't allocate memory|\bMemoryError\b"
-    r"|Cannot allocate memory|std::bad_alloc|OUT_OF_MEMORY|Triton Error \[CUDA\]: out of memory"
-    # Expandable segments; the C++ of bitsandbytes, which then ends the process.
-    r"|CUDA driver error: out of memory|Error out of memory at line"
-    # Out of memory on a MIG slice: the allocator asks NVML for its message, and asserts that NVML answers.
-    r"|NVML_SUCCESS == [^\n]*INTERNAL ASSERT FAILED at [^\n]*CUDACachingAllocator"
-)
-#: cuDNN says so when it can't get its workspace; only then is it about memory.
-_CUDNN_NOT_SUPPORTED = "CUDNN_STATUS_NOT_SUPPORTED"
-#: Triton's word for a kernel that is too large for the chip, at any batch size.
-_NOT_OUT_OF_MEMORY = re.compile(r"out of resource: shared memory")
+from autobatch.runs.out_of_memory import is_out_of_memory
 
 
 class TrialRunner:
@@ -153,13 +138,6 @@ def judge(trial: Trial, metric: Metric, target_bytes: int) -> Trial:
     peak = trial.peaks_bytes[metric.value]
     fits = peak <= target_bytes and trial.alloc_retries == 0
     return replace(trial, peak_bytes=peak, verdict=Verdict.FITS if fits else Verdict.OVER_TARGET)
-
-
-def is_out_of_memory(message: str) -> bool:
-    """Whether an error message is one of PyTorch's spellings of out of memory."""
-    if _NOT_OUT_OF_MEMORY.search(message):
-        return False
-    return bool(_OUT_OF_MEMORY.search(message)) or _CUDNN_NOT_SUPPORTED in message
 
 
 def was_killed(trial: Trial) -> bool:

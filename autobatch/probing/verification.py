@@ -11,10 +11,10 @@ from pathlib import Path
 
 from autobatch.errors import UsageError
 from autobatch.probing.forkserver import ForkServer
-from autobatch.probing.identity import device_of, run_fingerprint
+from autobatch.probing.identity import device_of, is_packed, run_fingerprint
 from autobatch.records import ProbeResult, Status
 from autobatch.runs.directory import RunDirectory, read_run
-from autobatch.runs.results import load_result
+from autobatch.runs.results import RESULT, load_result
 from autobatch.units import format_bytes
 
 #: Cards of one model differ by a few MiB in what the driver leaves.
@@ -27,19 +27,34 @@ def failed_checks(run_dir: Path) -> list[str]:
     """What speaks against training this run here and now; nothing, when the result holds.
 
     Raises:
-        RunProblems: the run itself can't be read.
+        UsageError: the run itself can't be read.
     """
-    path = run_dir / "probe" / "result.json" if run_dir.is_dir() else run_dir.parent / "probe" / "result.json"
+    if not run_dir.exists():
+        raise UsageError(f"{run_dir}: no such directory: name a run directory, such as runs/run1")
+    path = (run_dir if run_dir.is_dir() else run_dir.parent) / "probe" / RESULT
     try:
         result = load_result(path)
     except UsageError as error:
         return [str(error)]
     if result.status is not Status.DONE:
         return [f"{path}: the probe found no batch_size: {result.message}"]
+    if result.device is None or result.capacity_bytes is None:
+        return [f"{path}: is damaged: it names no device or capacity; probe again with --force"]
     run = read_run(run_dir, result.request)
     if run.script is not None:
         os.environ.update(run.script.exports)
     return [*_config_checks(run, result, path), *_device_checks(run, result)]
+
+
+def holds_for_config(run: RunDirectory, result: ProbeResult) -> bool:
+    """Whether a result was measured for the run as it is now: config, recipe, environment, versions.
+
+    Says nothing of batch_size, which a probe searches, nor of the card here.
+    """
+    if result.device is None or is_packed(run, result.request) != run.packed:
+        return False
+    environment = {**os.environ, **(run.script.exports if run.script else {})}
+    return run_fingerprint(run, result.request, result.device, environment) == result.fingerprint
 
 
 def _config_checks(run: RunDirectory, result: ProbeResult, path: Path) -> list[str]:

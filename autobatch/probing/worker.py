@@ -68,7 +68,7 @@ def run_recipe(spec: TrialSpec) -> None:
     except SystemExit as ended:
         events.append("error", kind="SystemExit", message=f"the recipe ended by itself with {ended.code!r}")
     except BaseException as error:
-        events.append("error", kind=type(error).__name__, message=_with_causes(error))
+        events.append("error", kind=type(error).__name__, message=with_causes(error))
         traceback.print_exc()
     else:
         events.append("error", kind="SystemExit", message="the recipe ended by itself")
@@ -79,13 +79,17 @@ def run_recipe(spec: TrialSpec) -> None:
     os._exit(status)
 
 
-def _with_causes(error: BaseException) -> str:
-    """The message of an error and of those it was raised from: torchtune wraps what CUDA said."""
+def with_causes(error: BaseException) -> str:
+    """The message of an error and of those behind it: torchtune and torch.compile wrap what CUDA said."""
     message = str(error)
-    while error.__cause__ is not None:
-        error = error.__cause__
-        message += f"\ncaused by {type(error).__name__}: {error}"
-    return message
+    seen = {id(error)}
+    while True:
+        behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if behind is None or id(behind) in seen:
+            return message
+        seen.add(id(behind))
+        message += f"\ncaused by {type(behind).__name__}: {behind}"
+        error = behind
 
 
 def describe_device(kind: str, index: int, events: str) -> None:

@@ -1,13 +1,13 @@
-"""The answer into the user's files: `finetune.yaml`, then `runs_plan.md`, each whole or not at all."""
+"""The answer into the user's files: `finetune.yaml` and `runs_plan.md`, both or neither."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 
-from autobatch.edits.files import Change, edit_file
 from autobatch.edits.plan_markdown import set_plan_configuration, set_plan_row
 from autobatch.edits.plan_values import BulletValue, PerRun, Stated
+from autobatch.edits.together import Edit, edit_together
 from autobatch.edits.yaml_values import set_values
 from autobatch.errors import EditError
 from autobatch.probing.events import Event, Wrote
@@ -29,18 +29,17 @@ def write_back(run: RunDirectory, result: ProbeResult, tell: Callable[[Event], N
         The changed files, relative to the run directory.
 
     Raises:
-        EditError: a file can't be written, or somebody changed finetune.yaml while it was being measured.
+        EditError: a file can't be written, or somebody changed finetune.yaml while it was being measured. Both
+            are as they were.
     """
-    written = []
-    for path, change, create in (
-        (run.config_path, lambda text: _edit_config(text, run, result), None),
-        (run.plan_path, lambda text: _edit_plan(text, run, result), f"# {run.experiment_dir.name}\n"),
-    ):
-        done: Change = edit_file(path, change, create=create)
-        if done.changed:
-            tell(Wrote(str(path), done.diff()))
-            written.append(os.path.relpath(path, run.path))
-    return tuple(written)
+    edits = (
+        Edit(run.config_path, lambda text: _edit_config(text, run, result)),
+        Edit(run.plan_path, lambda text: _edit_plan(text, run, result), f"# {run.experiment_dir.name}\n"),
+    )
+    changed = [change for change in edit_together(edits) if change.changed]
+    for change in changed:
+        tell(Wrote(str(change.path), change.diff()))
+    return tuple(os.path.relpath(change.path, run.path) for change in changed)
 
 
 def _edit_config(text: str, run: RunDirectory, result: ProbeResult) -> str:

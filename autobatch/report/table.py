@@ -29,14 +29,23 @@ def trial_row(trial: Trial, capacity_bytes: int | None) -> tuple[str, ...]:
     )
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> list[str]:
-    """Aligned columns: numbers to the right, words and always the last column to the left."""
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool | Sequence[bool] = True
+) -> list[str]:
+    """Aligned columns: numbers to the right, words and always the last column to the left.
+
+    Args:
+        header: names of the columns.
+        rows: a cell for each of them.
+        numbers: which columns hold numbers; one answer for all, or one a column.
+    """
+    is_number = [numbers] * len(header) if isinstance(numbers, bool) else numbers
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     return [
         "  ".join(
             [
-                cell.rjust(width) if numbers else cell.ljust(width)
-                for cell, width in zip(row[:-1], widths[:-1], strict=True)
+                cell.rjust(width) if right else cell.ljust(width)
+                for cell, width, right in zip(row[:-1], widths[:-1], is_number[:-1], strict=True)
             ]
             + [row[-1]]
         ).rstrip()

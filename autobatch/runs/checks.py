@@ -6,6 +6,7 @@ cost a job in the queue, or give an answer that doesn't hold.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,9 @@ def check_device(config: RunConfig, findings: Findings) -> tuple[str, int, str]:
     """Kind of device (``cuda``, ``cpu``), its index and the dtype that the config trains with."""
     device = config.get("device")
     kind, _, index = str(device).partition(":")
-    known = kind in _DEVICES and (index.isdigit() or not index)
+    # Not isdigit, which takes `²` for one.
+    numbered = re.fullmatch(r"[0-9]{1,4}", index) is not None
+    known = kind in _DEVICES and (numbered or not index)
     if not isinstance(device, Unresolved) and not known:
         findings.problem(
             "no device" if device is None else f"device is {device!r}; autobatch measures cuda and cpu",
@@ -103,7 +106,7 @@ def check_device(config: RunConfig, findings: Findings) -> tuple[str, int, str]:
             config.where("dtype"),
             "write `dtype: bf16`",
         )
-    return kind, int(index) if index.isdigit() else 0, str(dtype or "fp32")
+    return kind, int(index) if numbered else 0, str(dtype or "fp32")
 
 
 def check_packing(
@@ -118,7 +121,7 @@ def check_packing(
     says_packed = bool(packed) and all(packed.values())
     if len(sections) < len(entries) or not sections:
         return says_packed  # check_sections has said so
-    refusing = {k: why for k, s in sections.items() if (why := _why_it_cannot_pack(s, recipe))}
+    refusing = {k: why for k, s in sections.items() if (why := why_it_cannot_pack(s, recipe))}
     for key, why in refusing.items():
         if mode is not PackingMode.UNPACKED:
             findings.problem(
@@ -164,7 +167,8 @@ def _packed(config: RunConfig, key: str, section: Mapping[str, Any], findings: F
     return bool(value) if not isinstance(value, Unresolved) else True
 
 
-def _why_it_cannot_pack(section: Mapping[str, Any], recipe: Recipe | None) -> str:
+def why_it_cannot_pack(section: Mapping[str, Any], recipe: Recipe | None) -> str:
+    """Why a dataset section can't pack, in words; empty when it can, as far as is known."""
     component = str(section.get("_component_") or "")
     if recipe and "dpo" in recipe.name.split("_"):
         return f"{recipe.name} doesn't pack: its rows are pairs of a chosen and a rejected answer"
@@ -215,7 +219,7 @@ def _check_packable(config: RunConfig, device: str, findings: Findings) -> None:
                 "set tokenizer.max_seq_len to the tokens of a packed row, such as 2048 "
                 "(torchtune's configs ship with null)",
             )
-    if refuses_packs(config.get("model._component_"), device):
+    if refuses_packs(config, device):
         findings.problem(
             "gemma2 models refuse packed datasets on CUDA",
             config.where("model._component_"),
@@ -223,12 +227,10 @@ def _check_packable(config: RunConfig, device: str, findings: Findings) -> None:
         )
 
 
-def refuses_packs(model: object, device: str) -> bool:
-    """Whether a model's code fails on packed rows.
-
-    Source: torchtune/models/gemma2/_attention.py raises on block masks, which packing uses on CUDA.
-    """
-    return isinstance(model, str) and model.startswith("torchtune.models.gemma2.") and device == "cuda"
+def refuses_packs(config: RunConfig, device: str) -> bool:
+    """Whether the model refuses packed rows on this kind of device."""
+    # Source: torchtune/models/gemma2/_attention.py raises on block masks, which packing uses on CUDA.
+    return device == "cuda" and str(config.get("model._component_")).startswith("torchtune.models.gemma2.")
 
 
 def check_files(config: RunConfig, working_dir: Path, load_weights: bool, findings: Findings) -> None:

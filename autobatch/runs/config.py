@@ -82,13 +82,19 @@ def read_config(path: Path, script: SlurmScript | None, findings: Findings) -> R
         None when the file can't be loaded at all.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # Not read_text, which translates line ends: the write-back compares with what is in the file.
+        text = path.read_bytes().decode("utf-8")
     except OSError as error:
         findings.problem(f"can't be read: {error.strerror}", str(path), "check its permissions")
         return None
     except UnicodeDecodeError as error:
         findings.problem(f"not UTF-8: {error.reason} at byte {error.start}", str(path), "save it as UTF-8")
         return None
+    return parse_config(text, path, script, findings)
+
+
+def parse_config(text: str, path: Path, script: SlurmScript | None, findings: Findings) -> RunConfig | None:
+    """`read_config` on the text of a config; `path` is what messages call it."""
     root = check_text(text, path, findings)
     if root is None:
         return None
@@ -155,7 +161,7 @@ def _merge(
                     "remove it from the `tune run` line",
                 )
             continue
-        setting = _setting(argument, container)
+        setting = dotlist_entry(argument, container)
         try:
             if setting is None:
                 raise ValueError(_OVERRIDE_ADVICE)
@@ -191,7 +197,7 @@ def _report_unknown(argument: str, where: str, findings: Findings) -> None:
         findings.note(f"{where}: the value of `{argument}` can't be known here; it doesn't change memory")
 
 
-def _setting(argument: str, container: Mapping[Any, Any]) -> str | None:
+def dotlist_entry(argument: str, container: Mapping[Any, Any]) -> str | None:
     """The dotlist entry of a ``key=value`` argument; None when torchtune would refuse it."""
     key, _, value = argument.partition("=")
     if argument.count("=") != 1 or argument.startswith("-") or not key:

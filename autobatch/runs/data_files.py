@@ -144,17 +144,19 @@ def _checkpoint_names(listed: Any) -> list[str]:
     if not isinstance(listed, Mapping):
         return list(_strings(listed))
     pattern, last = str(listed.get("filename_format", "")), str(listed.get("max_filename", ""))
-    if not last.isdigit():
+    # A width, as in `{:9999999999}`, could ask for more memory than there is.
+    if not last.isdecimal() or ":" in pattern:
         return []
     try:
         return [pattern.format(str(i + 1).zfill(len(last)), last) for i in range(min(int(last), 1000))]
-    except (IndexError, KeyError, ValueError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return []
 
 
 def _resolve(written: str, base: Path) -> Path:
     """`base / written`, with `~` as Hugging Face datasets expands it."""
-    return base / Path(written).expanduser() if written.startswith("~") else base / written
+    # Path.expanduser raises where there is no such user; there the path is simply missing.
+    return base / (os.path.expanduser(written) if written.startswith("~") else written)  # noqa: PTH111
 
 
 def _strings(value: Any) -> Iterator[str]:

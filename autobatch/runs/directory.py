@@ -8,6 +8,7 @@ on a login node in a fraction of a second.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +102,10 @@ def read_run(
     check_request(request)
     findings = Findings()
     cwd = (cwd or Path.cwd()).resolve()
-    path = _find_directory(cwd / run_dir, findings)
+    path = find_directory(cwd / run_dir, findings)
     if path is None:
         raise RunProblems(findings.problems)
-    script = find_script(path / SCRIPT_NAME, os.environ if environ is None else environ, findings)
+    script = read_run_script(path / SCRIPT_NAME, os.environ if environ is None else environ, findings)
     working_dir = working_dir_of(path, script, findings)
     config = read_config(path / CONFIG_NAME, script, findings)
     recipe = None
@@ -143,14 +144,24 @@ def check_request(request: ProbeRequest) -> None:
         for name, value, least in limits
         if value is not None and value < least
     ]
-    if not request.trial_timeout_s > 0:
+    if not 0 < request.trial_timeout_s < float("inf"):
         wrong.append(f"--trial-timeout {request.trial_timeout_s:g} is not a time: give seconds above 0")
     if wrong:
         raise UsageError("\n".join(wrong))
 
 
-def _find_directory(given: Path, findings: Findings) -> Path | None:
-    path = given.resolve()
+def find_directory(given: Path, findings: Findings) -> Path | None:
+    """The run directory that was meant, resolved; None when it isn't one."""
+    try:
+        path = given.resolve()
+    except (OSError, RuntimeError) as error:
+        # Before Python 3.13, Path.resolve raises RuntimeError for a loop of links.
+        why = getattr(error, "strerror", None) or str(error)
+        findings.problem(f"can't be read: {why}", str(given), "name a run directory, such as runs/run1")
+        return None
+    if reason := _why_unusable(str(path)):
+        findings.problem(f"{reason}, which a trial's config can't hold", ascii(str(given)), "rename it")
+        return None
     if path.is_file() and path.name == CONFIG_NAME:
         path = path.parent
     if not path.exists():
@@ -163,6 +174,9 @@ def _find_directory(given: Path, findings: Findings) -> Path | None:
         return path
     runs = sorted(config.parent.name for config in path.glob(f"*/{CONFIG_NAME}"))
     others = sorted(p.name for pattern in ("*.yaml", "*.yml") for p in path.glob(pattern))
+    if CONFIG_NAME in others:
+        findings.problem("no regular file", str(given / CONFIG_NAME), "put the config in its place")
+        return None
     if runs:
         remedy = f"this is an experiment directory; name a run: {', '.join(f'{given / r}' for r in runs[:8])}"
     elif others:
@@ -173,8 +187,17 @@ def _find_directory(given: Path, findings: Findings) -> Path | None:
     return None
 
 
-def find_script(path: Path, environ: Mapping[str, str], findings: Findings) -> SlurmScript | None:
-    """The training script at `path`; None when there is none."""
+def _why_unusable(path: str) -> str:
+    if "${" in path:
+        return "its path has a `${` in it"
+    # Line breaks and the like, and bytes that aren't UTF-8, which Python reads as surrogates.
+    if re.search("[\x00-\x1f\x7f\ud800-\udfff]", path):
+        return "its path has characters in it that can't be printed"
+    return ""
+
+
+def read_run_script(path: Path, environ: Mapping[str, str], findings: Findings) -> SlurmScript | None:
+    """The `finetune.slurm` at `path`; None when there is none, or it can't be read."""
     if not path.is_file():
         return None
     try:
@@ -221,7 +244,7 @@ def _checked(
     packed = checks.check_packing(config, request.packing, recipe, device, findings)
     checks.check_optimizer(config, device, findings)
     checks.check_files(config, working_dir, request.load_weights, findings)
-    _check_trained_config(config, script, working_dir, findings)
+    check_trained_config(config, script, working_dir, findings)
     if recipe is None:
         return None
     for warning in recipe.warnings:
@@ -249,7 +272,7 @@ def _checked(
     )
 
 
-def _check_trained_config(
+def check_trained_config(
     config: RunConfig, script: SlurmScript | None, working_dir: Path, findings: Findings
 ) -> None:
     """The `tune run` line trains with this `finetune.yaml`, not with another file."""

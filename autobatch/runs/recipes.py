@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from autobatch.errors import Problem, RunProblems
 from autobatch.runs.slurm_script import SlurmScript, TuneRun
 from autobatch.runs.torchtune_source import RegisteredRecipe, registered_recipes
 
-_NOT_TRAINING = ("generate", "eleuther_eval", "quantize")
-_ROLLOUTS = ("ppo", "grpo")
+# How names of recipes that don't train begin; words in the names of those that train on rollouts.
+NOT_TRAINING = ("generate", "eleuther_eval", "quantize")
+ROLLOUTS = ("ppo", "grpo")
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,28 @@ def resolve_recipe(
         script: the run's `finetune.slurm`; None when it has none.
         config: the resolved config, from which the recipe is inferred when nothing names it.
         run_dir: the run directory.
-        working_dir: where the training job runs; recipes named by path on the `tune run` line are relative
-            to it. Default: `run_dir`.
+        working_dir: where the training job runs, to which a recipe's path on the `tune run` line is relative.
+            Default: `run_dir`.
         cwd: where the user is. Default: the current directory.
 
     Raises:
         RunProblems: no such recipe, or one that autobatch can't measure.
     """
+    recipe = find_recipe(given, script, config, run_dir, working_dir=working_dir, cwd=cwd)
+    check_measurable(recipe, script, run_dir)
+    return recipe
+
+
+def find_recipe(
+    given: str | None,
+    script: SlurmScript | None,
+    config: Mapping[str, Any],
+    run_dir: Path,
+    *,
+    working_dir: Path | None = None,
+    cwd: Path | None = None,
+) -> Recipe:
+    """`resolve_recipe` without the question whether autobatch can measure the recipe."""
     registry = registered_recipes()
     if not registry:
         raise _problem(
@@ -81,16 +98,28 @@ def resolve_recipe(
         )
     tune_run = script.tune_run if script else None
     if given is not None:
-        recipe = _from_option(given, registry, (cwd or Path.cwd(), run_dir), tune_run)
-        where = "--recipe"
-    elif script and tune_run:
+        return _from_option(given, registry, (cwd or Path.cwd(), run_dir), tune_run)
+    if script and tune_run:
+        return _from_tune_run(tune_run, script.where(tune_run.line), registry, working_dir or run_dir)
+    return _inferred(config, str(run_dir / "finetune.yaml"), registry, script)
+
+
+def check_measurable(recipe: Recipe, script: SlurmScript | None, run_dir: Path) -> None:
+    """Raises `RunProblems` when `recipe` isn't one that autobatch can measure."""
+    registry = registered_recipes()
+    where = "--recipe" if recipe.source == "option" else str(run_dir / "finetune.yaml")
+    tune_run = script.tune_run if script else None
+    if recipe.source == "finetune.slurm" and script and tune_run:
         where = script.where(tune_run.line)
-        recipe = _from_tune_run(tune_run, where, registry, working_dir or run_dir)
-    else:
-        where = str(run_dir / "finetune.yaml")
-        recipe = _inferred(config, where, registry, script)
+        if tune_run.processes != 1 and not recipe.name.endswith("_distributed"):
+            raise _problem(
+                f"`tune run {' '.join(tune_run.distributed_args)}` starts "
+                f"{tune_run.processes or 'an unknown number of'} processes; autobatch probes one device so far",
+                where,
+                "name a recipe for one device: --recipe "
+                + (tune_run.recipe if tune_run.recipe in registry else "lora_finetune_single_device"),
+            )
     _refuse_unmeasurable(recipe, where, registry)
-    return recipe
 
 
 def infer_name(config: Mapping[str, Any]) -> str:
@@ -137,7 +166,7 @@ def _from_option(
     if given in registry:
         return _registered(registry[given], "option", note, *warnings)
     for base in bases:
-        file = base / Path(given).expanduser()
+        file = base / os.path.expanduser(given)  # noqa: PTH111 - Path.expanduser raises for an unknown user
         if file.is_file():
             return Recipe(file.stem, file.resolve(), "option", note, False, tuple(warnings))
     raise _unknown(given, "--recipe", registry)
@@ -160,14 +189,6 @@ def _from_tune_run(
         )
         warnings = (warning,) if name.startswith(("/", ".")) else ()
         recipe = Recipe(file.stem, file, "finetune.slurm", note, False, warnings)
-    if tune_run.processes != 1 and not recipe.name.endswith("_distributed"):
-        raise _problem(
-            f"`tune run {' '.join(tune_run.distributed_args)}` starts "
-            f"{tune_run.processes or 'an unknown number of'} processes; autobatch probes one device so far",
-            where,
-            "name a recipe for one device: --recipe "
-            + (name if name in registry else "lora_finetune_single_device"),
-        )
     return recipe
 
 
@@ -231,13 +252,13 @@ def _registered(
 def _refuse_unmeasurable(recipe: Recipe, where: str, registry: dict[str, RegisteredRecipe]) -> None:
     name = recipe.name.rpartition("/")[2]
     measurable = ", ".join(_measurable(registry))
-    if name.startswith(_NOT_TRAINING) and recipe.path == getattr(registry.get(recipe.name), "path", None):
+    if name.startswith(NOT_TRAINING) and recipe.path == getattr(registry.get(recipe.name), "path", None):
         raise _problem(
             f"{recipe.name} is not a training recipe",
             where,
             f"name the one that trains: --recipe NAME, one of {measurable}",
         )
-    if any(part in _ROLLOUTS for part in name.split("_")):
+    if any(part in ROLLOUTS for part in name.split("_")):
         raise _problem(
             f"{recipe.name} generates rollouts, and their memory isn't measured",
             where,
@@ -260,7 +281,7 @@ def _measurable(registry: dict[str, RegisteredRecipe]) -> list[str]:
         entry.name
         for entry in registry.values()
         if not entry.supports_distributed
-        and not entry.name.rpartition("/")[2].startswith((*_NOT_TRAINING, *_ROLLOUTS))
+        and not entry.name.rpartition("/")[2].startswith((*NOT_TRAINING, *ROLLOUTS))
     ]
 
 

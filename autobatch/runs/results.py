@@ -9,6 +9,9 @@ from typing import Any
 from autobatch.errors import UsageError
 from autobatch.records import SCHEMA_VERSION, ProbeResult, from_json
 
+#: Name of the file in `probe/`.
+RESULT = "result.json"
+
 
 def load_result(path: Path) -> ProbeResult:
     """The result on file.
@@ -17,7 +20,7 @@ def load_result(path: Path) -> ProbeResult:
         UsageError: there is none, it is damaged, or a newer autobatch wrote it.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path)
         _refuse_newer(data, path)
         return from_json(ProbeResult, data)
     except FileNotFoundError as error:
@@ -33,7 +36,7 @@ def find_result(path: Path) -> ProbeResult | None:
         UsageError: a newer autobatch wrote it, which this one must not overwrite.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path)
     except (OSError, ValueError):
         return None
     _refuse_newer(data, path)
@@ -41,6 +44,19 @@ def find_result(path: Path) -> ProbeResult | None:
         return from_json(ProbeResult, data)
     except ValueError:
         return None
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file of `probe/` holds.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it isn't JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _refuse_newer(data: Any, path: Path) -> None:

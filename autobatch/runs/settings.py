@@ -100,7 +100,7 @@ def parse_minutes(text: str) -> int:
     Raises:
         UsageError: not such a time, or none at all.
     """
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    match = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text.strip())
     if not match:
         raise UsageError(f"{text!r} is not a time: write minutes, HH:MM:SS or D-HH:MM:SS")
     days, *parts = match.groups()
@@ -120,15 +120,32 @@ def parse_minutes(text: str) -> int:
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Everything is text, as sbatch and a shell take it.
+
+        YAML reads an unquoted ``time: 1:30:00`` as 5400, ``0755`` as 493 and ``yes`` as True.
+        """
+
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # A subclass of SafeLoader.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{path}{line}: can't be read: {error.problem or error.context}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path}: can't be read: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not isinstance(content.get("profiles") or {}, dict):
         raise UsageError(f"{path}: must be a mapping with profiles: below it; see slurm/README.md")
     _refuse_unknown(content, ("default", "profiles"), str(path))
+    if not isinstance(content.get("default"), (str, type(None))):
+        raise UsageError(f"{path}: default must be the name of a profile")
     return content
 
 
@@ -143,12 +160,18 @@ def _profile(name: str, content: Any, path: Path) -> Profile:
         raise UsageError(f"{where}: setup must be a list of shell lines")
     if not isinstance(environment, dict):
         raise UsageError(f"{where}: environment must be a mapping of variables")
+    for key, value in environment.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", str(key), re.ASCII):
+            raise UsageError(f"{where}: environment: {key!r} is no name of a variable")
+        if not isinstance(value, (str, type(None))):
+            raise UsageError(f"{where}: environment: {key} must be a single value")
+    options = {key: value for key, value in content.items() if key in OPTIONS and value is not None}
+    for key, value in options.items():
+        # sbatch reads its options line by line.
+        if not isinstance(value, str) or "\n" in value:
+            raise UsageError(f"{where}: {key} must be a single value on one line, as sbatch takes it")
     return Profile(
-        name,
-        path,
-        {key: str(value) for key, value in content.items() if key in OPTIONS and value is not None},
-        tuple(setup),
-        {str(key): str(value) for key, value in environment.items()},
+        name, path, options, tuple(setup), {key: value or "" for key, value in environment.items()}
     )
 
 

@@ -47,7 +47,7 @@ class TuneRun:
         count = 1
         for name in ("--nproc-per-node", "--nnodes"):
             value = _option_value(self.distributed_args, name)
-            if not value.isdigit():
+            if not re.fullmatch(r"[0-9]{1,9}", value):
                 return None
             count *= int(value)
         return count

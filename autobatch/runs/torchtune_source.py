@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib.util
 import runpy
 from collections.abc import Iterator
@@ -80,17 +81,31 @@ def can_pack(component: str) -> bool | None:
         False when the component has no such parameter or begins by refusing it, True when it has it,
         None when `component` isn't found in torchtune's source: that of others isn't read.
     """
+    definition = _function(component)
+    if definition is None:
+        return None
+    return _has(definition, "packed") and not any(_refuses_packed(statement) for statement in definition.body)
+
+
+def takes(component: str, parameter: str) -> bool | None:
+    """Whether a component has a parameter of that name; None when it isn't found in torchtune's source."""
+    definition = _function(component)
+    return None if definition is None else _has(definition, parameter)
+
+
+def _function(component: str) -> ast.FunctionDef | None:
+    """The function that makes `component`: itself, or the ``__init__`` of a class."""
     definition = _find(component)
     if isinstance(definition, ast.ClassDef):
         definition = next(
             (d for d in definition.body if isinstance(d, ast.FunctionDef) and d.name == "__init__"), None
         )
-    if not isinstance(definition, ast.FunctionDef):
-        return None
+    return definition if isinstance(definition, ast.FunctionDef) else None
+
+
+def _has(definition: ast.FunctionDef, parameter: str) -> bool:
     arguments = definition.args
-    if all(argument.arg != "packed" for argument in (*arguments.args, *arguments.kwonlyargs)):
-        return False
-    return not any(_refuses_packed(statement) for statement in definition.body)
+    return any(argument.arg == parameter for argument in (*arguments.args, *arguments.kwonlyargs))
 
 
 def _refuses_packed(statement: ast.stmt) -> bool:
@@ -174,5 +189,6 @@ def _module_file(parts: list[str]) -> tuple[Path, list[str]] | None:
     return directory / "__init__.py", []
 
 
+@functools.lru_cache(maxsize=256)
 def _parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))

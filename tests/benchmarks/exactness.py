@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(case: Case, scratch: Path) -> Measured:
     """Probe one case, then run it plainly at every size up to two above the answer."""
-    _in_a_process_of_its_own(scratch, case.run)
+    in_a_process_of_its_own(scratch, case.run)
     run_dir = scratch / case.run.name
     began = time.monotonic()
     result = autobatch.probe(run_dir, cluster="inline", target=TARGET, capacity=case.capacity_bytes)
@@ -136,7 +136,7 @@ def _saving(case: Measured) -> float:
     )
 
 
-def _in_a_process_of_its_own(scratch: Path, run: SmallRun) -> None:
+def in_a_process_of_its_own(scratch: Path, run: SmallRun) -> None:
     """Lay the run out without importing torch here: plain runs are started from this process."""
     process = multiprocessing.get_context("spawn").Process(
         target=lay_out, args=(scratch, run), kwargs={"force": True}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autobatch.probing.meter import MALLOC_ENVIRONMENT
-from autobatch.probing.trial import is_out_of_memory
+from autobatch.runs.out_of_memory import is_out_of_memory
 
 GIB = 2**30
 
