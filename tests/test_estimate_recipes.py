@@ -185,6 +185,7 @@ class Scaled:
         return max(1, round(self._forecast.largest(target_bytes, at_most) / self._factor))
 
 
+@pytest.mark.recipe
 def test_a_probe_begins_at_the_estimate_and_ends_where_it_would_without(make_run: MakeRun) -> None:
     run = make_run()
     seen: list[Forecast] = []
@@ -221,6 +222,7 @@ def test_a_probe_begins_at_the_estimate_and_ends_where_it_would_without(make_run
         assert probe(factor).batch_size == without.batch_size
 
 
+@pytest.mark.recipe
 def test_a_forecaster_that_fails_costs_nothing_but_the_hint(make_run: MakeRun) -> None:
     def failing(occasion: Occasion) -> Forecast:
         raise ZeroDivisionError("a bug")
