@@ -179,8 +179,9 @@ def _lines(found: Estimate) -> list[str]:
     rows = "packs" if found.packed else "rows"
     fitting = found.fitting
     capacity = fitting.capacity_bytes
+    density = f", {found.density:.2f} examples in each (counted by the probe)" if found.density else ""
     lines = [
-        f"{found.config}: {found.recipe}, {rows} of {found.max_seq_len} tokens",
+        f"{found.config}: {found.recipe}, {rows} of {found.max_seq_len} tokens{density}",
         _answer(fitting, found),
         "",
         f"at batch_size {found.batch_size}: {format_bytes(found.reserved_bytes)} reserved, "

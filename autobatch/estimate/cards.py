@@ -1,8 +1,8 @@
 """Cards, and what of their memory PyTorch can't have or takes for itself.
 
-`total_bytes` is what the driver reports to a process, which is less than the name says. None was measured here: each
-is the "total capacity" that PyTorch's out-of-memory messages give for such a card in public reports ("GPU 0 has a
-total capacity of 79.11 GiB"). Drivers and ECC move it by a few tenths of a GiB. The probe asks the card itself.
+`total_bytes` is what the driver reports to a process, which is less than the name says. None was measured here:
+each is the "total capacity" that PyTorch's out-of-memory messages give for such a card in public reports ("GPU 0
+has a total capacity of 79.11 GiB"). Drivers and ECC move it by a few tenths of a GiB. The probe asks the card.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from autobatch.estimate.records import Estimate, Fitting, NoEstimate, Variant
 from autobatch.estimate.subject import Subject, with_settings
 from autobatch.estimate.trace import Curve, Peak
 from autobatch.probing.forkserver import ForkServer
+from autobatch.runs.results import find_result
 
 #: Name of the file in `probe/` that keeps the traces.
 KEPT = "estimate.json"
@@ -79,6 +80,7 @@ def estimate(subject: Subject, question: Question, server: ForkServer) -> Estima
         cards=tuple(fit(result.curve, card, question.target_fraction) for card in CARDS.values()),
         what_if=tuple(variants),
         off_line_fraction=result.off_line_fraction,
+        density=_density(subject),
         notes=notes_on(subject),
         seconds=result.seconds,
     )
@@ -114,6 +116,12 @@ def notes_on(subject: Subject) -> tuple[str, ...]:
     if "Paged" in component:
         notes.append(f"{component} keeps its state in unified memory, outside of these figures")
     return tuple(notes)
+
+
+def _density(subject: Subject) -> float | None:
+    """Examples per pack, from the run's last probe."""
+    probed = find_result(subject.run_dir / "probe" / "result.json") if subject.run_dir is not None else None
+    return probed.density.examples_per_pack if probed is not None and probed.density is not None else None
 
 
 def _recorded(subject: Subject, question: Question, server: ForkServer) -> Recorded:

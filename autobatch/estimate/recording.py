@@ -6,8 +6,10 @@ import base64
 import json
 import os
 import tempfile
+import threading
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +76,18 @@ def recorded(
     if kept is not None:
         return _curve(kept, cuda=subject.device == "cuda", seconds=0.0)
     began = time.monotonic()
+    given_up = threading.Event()
+
+    def stop_when_given_up() -> None:
+        if given_up.is_set():
+            raise NoEstimate("given up")
+
     with tempfile.TemporaryDirectory(prefix="autobatch-estimate-") as scratch:
 
         def one(job: tuple[int, int]) -> dict[str, Any]:
             batch_size, steps = job
             left = timeout_s - (time.monotonic() - began)
-            return _record(subject, server, Path(scratch), batch_size, steps, left)
+            return _record(subject, server, Path(scratch), batch_size, steps, left, stop_when_given_up)
 
         # The third is only compared with the others, and one step does for that.
         jobs = [*((batch_size, STEPS) for batch_size in _ON_THE_LINE), (_CHECK, 1)]
@@ -87,7 +95,9 @@ def recorded(
             waiting = [pool.submit(one, job) for job in jobs]
             try:
                 answers = [future.result() for future in waiting]
-            except NoEstimate:
+            except BaseException:
+                # One has failed, or somebody has lost patience: the others' processes end too.
+                given_up.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     result = _curve(answers, cuda=subject.device == "cuda", seconds=time.monotonic() - began)
@@ -113,7 +123,13 @@ def _curve(answers: list[dict[str, Any]], *, cuda: bool, seconds: float) -> Reco
 
 
 def _record(
-    subject: Subject, server: ForkServer, scratch: Path, batch_size: int, steps: int, timeout_s: float
+    subject: Subject,
+    server: ForkServer,
+    scratch: Path,
+    batch_size: int,
+    steps: int,
+    timeout_s: float,
+    on_wait: Callable[[], None],
 ) -> dict[str, Any]:
     config, answer, log = (scratch / f"{batch_size}.{ext}" for ext in ("yaml", "json", "log"))
     config.write_text(estimate_config(subject, batch_size, steps), encoding="utf-8")
@@ -126,7 +142,7 @@ def _record(
         batch_size=batch_size,
         answer=str(answer),
     )
-    ended = server.run(record, spec, log=log, timeout_s=max(0.0, timeout_s))
+    ended = server.run(record, spec, log=log, timeout_s=max(0.0, timeout_s), on_wait=on_wait)
     if ended.timed_out:
         raise NoEstimate(f"the recipe on fake tensors took longer than {timeout_s:.0f} s")
     try:

@@ -76,7 +76,7 @@ class Estimate:
         cards: on others.
         what_if: the config as it is and each setting that was asked about.
         off_line_fraction: how far a third batch_size was off what the first two say.
-        density: examples per pack, where known.
+        density: examples per pack, where a probe has counted them.
         notes: what the user should be told.
         seconds: that it took; 0 when it was on file.
     """
