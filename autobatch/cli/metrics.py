@@ -61,7 +61,7 @@ exit codes:
 example:
   $ autobatch metrics demo-run/       (on a CPU, of which torchtune logs no peak)
   run   status     batch_size  peak  predicted  off by  density  tokens/s  training
-  run1  completed  9           -     -          -       5.21     135       58.0 s
+  run1  completed           9     -          -       -     5.21       135    58.0 s
 """
 
 _HEADER = (
@@ -207,7 +207,7 @@ def _print_table(found: Sequence[RunMetrics]) -> None:
         )
         told = ["-" if cell is None else str(cell) for cell in cells]
         rows.append((metrics.run.name, *told, metrics.outcome.failure or ""))
-    print("\n".join(text_table(_HEADER, rows, numbers=False)))
+    print("\n".join(text_table(_HEADER, rows, numbers=[False, False, *[True] * (len(_HEADER) - 2)])))
 
 
 def _show_change(change: Change, arguments: argparse.Namespace) -> None:
