@@ -139,7 +139,11 @@ def test_wrong_usage_is_one_message(
 
     ended = call(experiment, *words)
 
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.returncode == 2
+    if "--json" in words:
+        assert said in json.loads(ended.stdout)["error"]
+    else:
+        assert ended.stdout == ""
     assert ended.stderr.startswith("autobatch: ")
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
