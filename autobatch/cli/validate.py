@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Validate, print, and return the exit code."""
     from autobatch.cli.validating import report_lines
+    from autobatch.report.table import printable
     from autobatch.validation.validator import validate
 
     reports = validate([Path(path) for path in arguments.paths], build=not arguments.no_build)
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         for report in reports:
             print("\n".join(report_lines(report)))
         for report, ok in zip(reports, passed, strict=True):
-            print(f"{'PASS' if ok else 'FAIL'}  {report.name}")
+            print(f"{'PASS' if ok else 'FAIL'}  {printable(report.name)}")
         print(f"{sum(passed)} passed, {len(passed) - sum(passed)} failed")
     unreadable = [report.path for report in reports if not report.readable]
     for path in unreadable:
