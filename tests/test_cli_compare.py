@@ -113,6 +113,11 @@ def test_nothing_to_compare(laid_out: Path) -> None:
     assert "nothing to compare" in ended.stderr
     assert "autobatch probe RUN" in ended.stderr
 
+    as_json = call(laid_out, "--json")
+
+    assert as_json.returncode == 1
+    assert {run["packing_density"] for run in json.loads(as_json.stdout)["runs"]} == {None}
+
 
 @pytest.mark.parametrize(
     ("words", "said"),

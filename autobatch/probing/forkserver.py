@@ -120,11 +120,28 @@ class ForkServer:
             multiprocessing.get_context("spawn") if cold else context
         )
 
-    def start(self) -> None:
-        """Begin importing, without waiting for it."""
+    def start(self, log: Path | None = None) -> None:
+        """Begin importing, without waiting for it.
+
+        Args:
+            log: gets the server's stderr, where libraries complain as they are imported; None leaves it with
+                this process's.
+        """
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        if log is None:
+            forkserver.ensure_running()
+            return
+        log.parent.mkdir(parents=True, exist_ok=True)
+        kept = os.dup(2)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            os.dup2(descriptor, 2)
+            forkserver.ensure_running()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(descriptor)
 
     def run(
         self,
