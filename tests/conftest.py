@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def with_recipe(run: Path, recipe: str, **settings: object) -> None:
     config = run / "finetune.yaml"
     lines = [f"{key}: {value}\n" for key, value in settings.items()]
     config.write_text(config.read_text() + "\n" + "".join(lines))
+
+
+def heed_interrupts() -> None:
+    """`preexec_fn` of a process that is sent SIGINT: a shell that put this one behind `&` had it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def files_of(run: Path) -> dict[str, bytes]:

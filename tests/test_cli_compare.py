@@ -113,6 +113,11 @@ def test_nothing_to_compare(laid_out: Path) -> None:
     assert "nothing to compare" in ended.stderr
     assert "autobatch probe RUN" in ended.stderr
 
+    as_json = call(laid_out, "--json")
+
+    assert as_json.returncode == 1
+    assert {run["packing_density"] for run in json.loads(as_json.stdout)["runs"]} == {None}
+
 
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -134,7 +139,11 @@ def test_wrong_usage_is_one_message(
 
     ended = call(experiment, *words)
 
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.returncode == 2
+    if "--json" in words:
+        assert said in json.loads(ended.stdout)["error"]
+    else:
+        assert ended.stdout == ""
     assert ended.stderr.startswith("autobatch: ")
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr

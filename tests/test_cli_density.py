@@ -19,7 +19,7 @@ from autobatch.metrics.logs import read_logs
 from autobatch.probing.dataset_density import DensityMeter
 from autobatch.probing.job import run_probe
 from autobatch.records import ProbeRequest
-from tests.conftest import MakeRun
+from tests.conftest import MakeRun, heed_interrupts
 from tests.trainings import Training
 
 FORM_A = "INFO: Packed 8000 examples into 2857 sequences\nINFO: Packing efficiency: 87% non-padding tokens\n"
@@ -135,6 +135,7 @@ class TestRuns:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
         while not (run / "probe" / "density" / "packed" / "packing.yaml").exists():
             assert command.poll() is None

@@ -37,6 +37,21 @@ def call(*words: object, cwd: Path | None = None) -> Ended:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "was_run"), [([], True), (["--no-build"], False)], ids=["build", "no build"]
+)
+def test_only_with_a_build_is_code_of_the_config_run(words: list[str], was_run: bool, tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path, config=changed(dataset___component_="mine.rows", model___component_="mine.model")
+    )
+    for directory in (run, tmp_path):
+        (directory / "mine.py").write_text("open('was run', 'w').close()\n")
+
+    call(run, *words, cwd=tmp_path)
+
+    assert ((run / "was run").exists() or (tmp_path / "was run").exists()) is was_run
+
+
 def test_migrating_to_packed_is_caught_and_the_way_out_passes(tmp_path: Path) -> None:
     """The planning document's test case 3: an unpacked plan of 16, packed, then 8, then 4."""
     run = write_run(tmp_path, config=changed(dataset__packed=False, batch_size=16))

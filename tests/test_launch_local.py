@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from autobatch.probing.lock import is_held, only_one
-from tests.conftest import MakeRun, files_of
+from tests.conftest import MakeRun, files_of, heed_interrupts
 
 pytestmark = pytest.mark.recipe
 
@@ -56,6 +56,7 @@ def start(run: Path, *words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     wait_until((run / "probe" / "trials" / "batch_size_1.log").exists, "the trial begins")
     return began

@@ -42,6 +42,12 @@ def test_name_and_recipe_are_filled_in_and_nothing_else_changes() -> None:
     assert len(gone) == len(new)
 
 
+def test_the_run_that_it_was_made_from_keeps_its_name() -> None:
+    text = make_script(TEMPLATE, "run2", FULL, {}, device="cuda", made_from="runs/run1")
+
+    assert "# The training job of run2, made by `autobatch init` from runs/run1.\n" in text
+
+
 def test_the_header_that_was_asked_for() -> None:
     text = made(
         partition="gpu",

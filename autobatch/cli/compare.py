@@ -81,14 +81,17 @@ def run(arguments: argparse.Namespace) -> int:
     found = compare(Path(arguments.path), arguments.run)
     if arguments.sort is not None:
         found = replace(found, runs=sort_runs(found.runs, arguments.sort, descending=arguments.descending))
+    form = "json" if arguments.json else arguments.format or "text"
     if not found.has_figures:
+        if form == "json":
+            print(FORMATS[form](found), end="")
         print(
             f"autobatch: {arguments.path}: nothing to compare: none of its {len(found.runs)} runs has been "
             "probed (autobatch probe RUN) or has metrics (autobatch metrics PATH)",
             file=sys.stderr,
         )
         return 1
-    text = FORMATS["json" if arguments.json else arguments.format or "text"](found)
+    text = FORMATS[form](found)
     if arguments.output is None:
         print(text, end="")
         return 0

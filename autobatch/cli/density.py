@@ -45,7 +45,7 @@ exit codes:
 
 example:
   $ autobatch density demo-run/run1
-   run   rows  examples  packs  density  efficiency  mean tokens  longest  source
+  run   rows   examples  packs  density  efficiency  mean tokens  longest  source
   run1  packs      2000    384     5.21      89.0 %         87.5      419  dataset
 """
 
@@ -132,7 +132,9 @@ def _show_runs(arguments: argparse.Namespace) -> int:
         print(json.dumps([_with_ratios(to_json(one), one) for one in found], indent=2, ensure_ascii=False))
     elif found:
         rows = [row for one in found for row in _rows_of(one)]
-        print("\n".join(text_table(_RUN_HEADER, rows)))
+        print(
+            "\n".join(text_table(_RUN_HEADER, rows, numbers=[False, False, *[True] * (len(_RUN_HEADER) - 2)]))
+        )
     return code
 
 
@@ -192,7 +194,8 @@ def _show_logs(arguments: argparse.Namespace) -> int:
             )
         )
     else:
-        print("\n".join(text_table(_LOG_HEADER, [_log_row(log, packing) for log, packing in found])))
+        rows = [_log_row(log, packing) for log, packing in found]
+        print("\n".join(text_table(_LOG_HEADER, rows, numbers=[False, *[True] * (len(_LOG_HEADER) - 1)])))
     silent = [log for log, packing in found if packing.packing_density is None]
     for log in silent:
         print(

@@ -8,7 +8,8 @@ import json
 import shlex
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,17 +149,19 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_occupied(plan)
     for line in (*plan.notes, *(f"warning: {warning}" for warning in plan.warnings)):
         print(f"autobatch: {line}", file=sys.stderr)
-    if not may_go_on(_reports(plan, build=not arguments.no_build), skip=arguments.skip_validation):
-        return 1
+    reports = _reports(plan, build=not arguments.no_build)
+    following = f"autobatch probe {shlex.quote(arguments.run)}"
     kept: dict[Path, Path] = {}
+    if not may_go_on(reports, skip=arguments.skip_validation):
+        if arguments.json:
+            _print_json(plan, reports, kept, following, written=False)
+        return 1
     if not arguments.dry_run:
         kept = write_run(plan, force=arguments.force)
         for path, copy in kept.items():
             print(f"autobatch: {path}: replaced; what it held is in {copy.name}", file=sys.stderr)
-    following = f"autobatch probe {shlex.quote(arguments.run)}"
     if arguments.json:
-        made = _as_json(plan, kept, following, dry_run=arguments.dry_run)
-        print(json.dumps(made, indent=2, ensure_ascii=False))
+        _print_json(plan, reports, kept, following, written=not arguments.dry_run)
         return 0
     if arguments.dry_run:
         print("\n".join(_diffs(plan)))
@@ -204,18 +207,22 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _as_json(plan: Plan, kept: dict[Path, Path], following: str, *, dry_run: bool) -> dict[str, object]:
-    return {
+def _print_json(
+    plan: Plan, reports: Sequence[Report], kept: dict[Path, Path], following: str, *, written: bool
+) -> None:
+    made = {
         "run": str(plan.run_dir),
         "config": plan.source.origin,
         "recipe": plan.recipe,
-        "written": not dry_run,
+        "written": written,
         "files": {str(path): text for path, text in plan.files.items()},
         "replaced": {str(path): str(copy) for path, copy in kept.items()},
         "notes": list(plan.notes),
         "warnings": list(plan.warnings),
+        "findings": [asdict(finding) for report in reports for finding in report.findings],
         "next": following,
     }
+    print(json.dumps(made, indent=2, ensure_ascii=False))
 
 
 def _diffs(plan: Plan) -> list[str]:

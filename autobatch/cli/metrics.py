@@ -56,12 +56,13 @@ runs_status.yaml, the entry of a run (a value that isn't known is left out, or n
 exit codes:
   0  recorded
   1  nothing could be extracted of any run; with --init: no config could be read
-  2  there is no run at PATH, a file can't be read, or runs_status.yaml can't be edited safely
+  2  there is no run at PATH, a file can't be read, or runs_status.yaml can't be edited safely; of an
+     experiment, all other runs were recorded
 
 example:
   $ autobatch metrics demo-run/       (on a CPU, of which torchtune logs no peak)
   run   status     batch_size  peak  predicted  off by  density  tokens/s  training
-  run1  completed  9           -     -          -       5.21     135       58.0 s
+  run1  completed           9     -          -       -     5.21       135    58.0 s
 """
 
 _HEADER = (
@@ -136,26 +137,34 @@ def _plan(runs: Sequence[Path], arguments: argparse.Namespace) -> int:
     from autobatch.metrics.trained_config import read_trained_config
 
     rows: list[dict[str, Any]] = []
+    refused: list[UsageError] = []
     readable = False
     for found in runs:
         config = read_trained_config(found, {}, None)
         for note in config.notes:
             _say(found, note)
         if not config.values:
+            if not config.notes:
+                _say(found, "holds no finetune.yaml that can be read")
             continue
         readable = True
-        change = record_planned(found, config, dry_run=arguments.dry_run)
+        try:
+            change = record_planned(found, config, dry_run=arguments.dry_run)
+        except UsageError as error:
+            refused.append(error)
+            continue
         if change is None:
             _say(found, "was trained already; its entry is left as it is")
         else:
             rows.append({"run_name": found.name, **planned_entry(config), **_written(change)})
             _show_change(change, arguments)
+    _tell_refused(refused, any_recorded=bool(rows))
     if arguments.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif not arguments.dry_run:
         for row in rows:
             print(f"{row['run_name']}: {'planned in' if row['changed'] else 'is as it was in'} {row['file']}")
-    return 0 if readable else 1
+    return UsageError.exit_code if refused else 0 if readable else 1
 
 
 def _extract(runs: Sequence[Path], arguments: argparse.Namespace) -> int:
@@ -166,6 +175,7 @@ def _extract(runs: Sequence[Path], arguments: argparse.Namespace) -> int:
     found = collect(runs, logs=arguments.log, job_id=arguments.job, exit_code=arguments.exit_code)
     rows: list[dict[str, Any]] = []
     recorded: list[RunMetrics] = []
+    refused: list[UsageError] = []
     for metrics in found:
         for note in metrics.notes:
             _say(metrics.run, note)
@@ -173,18 +183,31 @@ def _extract(runs: Sequence[Path], arguments: argparse.Namespace) -> int:
             _say(metrics.run, "no training yet: no log, no gpu_metrics.csv, no job that Slurm knows")
             continue
         record = record_run_file if arguments.per_run else record_status
-        change = record(metrics, dry_run=arguments.dry_run)
+        try:
+            change = record(metrics, dry_run=arguments.dry_run)
+        except UsageError as error:
+            refused.append(error)
+            continue
         recorded.append(metrics)
         read = {"sources": list(metrics.sources), "notes": list(metrics.notes)}
         rows.append(run_file(metrics) | read | _written(change))
         _show_change(change, arguments)
+    _tell_refused(refused, any_recorded=bool(recorded))
     if arguments.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     elif recorded and not arguments.dry_run:
         _print_table(recorded)
         for file in dict.fromkeys(row["file"] for row in rows):
             print(f"recorded in {file}", file=sys.stderr)
-    return 0 if recorded else 1
+    return UsageError.exit_code if refused else 0 if recorded else 1
+
+
+def _tell_refused(refused: Sequence[UsageError], *, any_recorded: bool) -> None:
+    """Says of which runs nothing could be recorded; where that is so of all, it is the command's own error."""
+    if refused and not any_recorded:
+        raise refused[0]
+    for message in dict.fromkeys(map(str, refused)):
+        print(f"autobatch: {message}", file=sys.stderr)
 
 
 def _print_table(found: Sequence[RunMetrics]) -> None:
@@ -207,7 +230,7 @@ def _print_table(found: Sequence[RunMetrics]) -> None:
         )
         told = ["-" if cell is None else str(cell) for cell in cells]
         rows.append((metrics.run.name, *told, metrics.outcome.failure or ""))
-    print("\n".join(text_table(_HEADER, rows, numbers=False)))
+    print("\n".join(text_table(_HEADER, rows, numbers=[False, False, *[True] * (len(_HEADER) - 2)])))
 
 
 def _show_change(change: Change, arguments: argparse.Namespace) -> None:
@@ -220,4 +243,6 @@ def _written(change: Change) -> dict[str, Any]:
 
 
 def _say(run: Path, note: str) -> None:
-    print(f"{run.name}: {note}", file=sys.stderr)
+    from autobatch.report.table import printable
+
+    print(printable(f"{run.name}: {note}"), file=sys.stderr)

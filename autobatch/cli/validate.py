@@ -12,7 +12,11 @@ _DESCRIPTION = """\
 Check a torchtune config, a run directory, an experiment directory (all of its runs, and its plan) or
 a runs_plan.md (against the runs beside it): missing files and sections, unresolved ${...}, arguments that
 a component doesn't take, settings that the recipe refuses, zero optimizer steps, packing that can't
-work, and batch_size against what was measured, or else against a rule of thumb. Changes nothing.
+work, and batch_size against what was measured, or else against a rule of thumb.
+
+Changes no file. Unless --no-build is given, the components that the config names, your own among them,
+are imported and the model's is called, as `tune run` would do, in a process of its own: validate no
+config that you wouldn't train with. With --no-build nothing that the config names is imported or run.
 """
 
 _EPILOG = """\
@@ -35,7 +39,7 @@ It isn't applied where RUN/probe/result.json holds for the config: what was meas
 
 files it reads:
   RUN/finetune.yaml, RUN/finetune.slurm, runs_plan.md
-  RUN/probe/result.json, RUN/probe/density.json   what was measured, if it holds for the config and the data
+  RUN/probe/   what a probe or autobatch density measured, where it holds for the config and the data
 
 --json prints a list, one object a file:
   path, name, readable, passed
@@ -70,9 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-build",
         action="store_true",
-        help="don't ask torchtune for the model's size and the components' arguments, which takes seconds: in a "
-        "process of its own it imports every component and calls the model's, on the meta device. Without, the "
-        "size comes from the component's name",
+        help="import no component: the model's size then comes from its component's name, and the components' "
+        "arguments aren't checked; saves seconds",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -80,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Validate, print, and return the exit code."""
     from autobatch.cli.validating import report_lines
+    from autobatch.report.table import printable
     from autobatch.validation.validator import validate
 
     reports = validate([Path(path) for path in arguments.paths], build=not arguments.no_build)
@@ -91,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         for report in reports:
             print("\n".join(report_lines(report)))
         for report, ok in zip(reports, passed, strict=True):
-            print(f"{'PASS' if ok else 'FAIL'}  {report.name}")
+            print(f"{'PASS' if ok else 'FAIL'}  {printable(report.name)}")
         print(f"{sum(passed)} passed, {len(passed) - sum(passed)} failed")
     unreadable = [report.path for report in reports if not report.readable]
     for path in unreadable:

@@ -53,13 +53,15 @@ def may_go_on(reports: Sequence[Report], *, skip: bool) -> bool:
 
 def report_lines(report: Report) -> list[str]:
     """A report as lines: what the checks went by, then finding by finding."""
+    from autobatch.report.table import printable
+
     lines = [f"{shown_path(report.path)}{_facts(report)}"]
     directory = f"{Path(report.path).parent}{os.sep}"
     for finding in report.findings:
         where = finding.where.removeprefix(directory)
         lines.append(f"  {finding.severity.value}  {finding.check}  {where}")
         lines += [f"      {text}" for text in (finding.what, finding.remedy) if text]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def shown_path(path: str) -> str:

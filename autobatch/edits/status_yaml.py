@@ -73,6 +73,8 @@ def set_run(
     Raises:
         EditError: that can't be done without changing something else; with file and line.
     """
+    if any("\ud800" <= character <= "\udfff" for character in run):
+        raise EditError(f"{name}: {run!a}, a run's name, isn't UTF-8, as YAML must be: rename its directory")
     bom = BOM if text.startswith(BOM) else ""
     edit = _Edit(text[len(bom) :], run, entry, nulls, name)
     root = compose(edit.text, name, loader)

@@ -7,23 +7,19 @@ dataset takes, and so needs a process of its own kind. What a probe counted is t
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from autobatch.errors import JobError
-from autobatch.probing.density_store import DensityStore, kept_density
+from autobatch.probing.density_store import COUNTS, DensityStore, kept_density, place_of_count
 from autobatch.probing.events import Event, Said
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.lock import only_one
 from autobatch.records import Density
 from autobatch.runs.dataset import RunDataset, read_dataset
 from autobatch.runs.fingerprint import data_signature
-
-_PLACE = Path("probe") / "density"
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class DensityMeter:
         run = read_dataset(run_dir)
         for note in run.notes:
             tell(Said(note))
-        with _environment(run.exports), only_one(run.path / _PLACE, "count"):
+        with _environment(run.exports), only_one(run.path / "probe" / COUNTS, "count"):
             density, kept, error = self._count(run, run.packed, sample, tell)
             if density is None:
                 raise JobError(f"{run.path}: the dataset can't be read: {error}")
@@ -90,36 +86,24 @@ class DensityMeter:
         self, run: RunDataset, packed: bool, sample: int | None, tell: Callable[[Event], None]
     ) -> tuple[Density | None, bool, str]:
         """(density, whether it was on file, why there is none)."""
-        place = run.path / _PLACE / ("packed" if packed else "unpacked")
+        place = place_of_count(run.path / "probe", packed=packed)
         store = DensityStore(run, place, packed=packed, sample=sample, in_memory=False)
         signature = data_signature(run.resolved(), run.working_dir)
-        for directory in (run.path / "probe", place):
-            known = kept_density(directory, signature, packed=packed)
-            if known is not None and known.sampled_examples is None:
-                return known, True, ""
-        outcome = store.get(self._server(run.exports), tell)
+        known = kept_density(run.path / "probe", signature, packed=packed)
+        if known is not None and known.sampled_examples is None:
+            return known, True, ""
+        outcome = store.get(self._server(run.exports, place.parent / "server.log"), tell)
         if outcome.density is None:
             return None, False, f"{outcome.error}\nThe whole output: {place / 'packing.log'}"
         return outcome.density, outcome.density == known, ""
 
-    def _server(self, exports: Mapping[str, str]) -> ForkServer:
+    def _server(self, exports: Mapping[str, str], log: Path) -> ForkServer:
         server = ForkServer({}, "cpu", cold=self._served not in (None, dict(exports)))
         if self._served is None:
             self._served = dict(exports)
-            _start(server)
+            # Ctrl-C reaches it too, and ends it with a traceback while it imports.
+            server.start(log)
         return server
-
-
-def _start(server: ForkServer) -> None:
-    """Start it so that Ctrl-C, which reaches it too, doesn't end it in the middle of its imports, aloud."""
-    if threading.current_thread() is not threading.main_thread():
-        server.start()
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        server.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

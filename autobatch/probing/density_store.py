@@ -17,6 +17,9 @@ from autobatch.records import Density, from_json, to_json
 from autobatch.runs.fingerprint import data_signature
 from autobatch.runs.results import load_json
 
+#: In `probe/`: what is counted without a probe.
+COUNTS = "density"
+
 
 class HasDataset(Protocol):
     """What a run must tell for its dataset to be packed."""
@@ -126,14 +129,28 @@ class DensityStore:
         return PackingOutcome(found.density, found.held_bytes)
 
 
-def kept_density(directory: Path, signature: str, *, packed: bool) -> Density | None:
-    """The density on file for a dataset, if it is the one that was packed; None else.
+def place_of_count(probe_dir: Path, *, packed: bool) -> Path:
+    """Where a count without a probe is kept, apart from what the probe keeps."""
+    return probe_dir / COUNTS / ("packed" if packed else "unpacked")
+
+
+def kept_density(probe_dir: Path, signature: str, *, packed: bool) -> Density | None:
+    """The density on file for a dataset, of a probe or of a count without one; None when there is none.
+
+    A count of every example comes before an extrapolation.
 
     Args:
-        directory: the run's `probe/`.
+        probe_dir: the run's `probe/`.
         signature: `runs.fingerprint.data_signature` of the dataset as it is now.
         packed: of its packs, or of its examples.
     """
+    places = (place_of_count(probe_dir, packed=packed), probe_dir)
+    found = [_density_in(place, signature, packed) for place in places]
+    known = [density for density in found if density is not None]
+    return min(known, key=lambda density: density.sampled_examples is not None, default=None)
+
+
+def _density_in(directory: Path, signature: str, packed: bool) -> Density | None:
     kept = _read_kept(directory / "density.json")
     try:
         if kept is None or json.loads(kept.key)[1:3] != [signature, packed]:

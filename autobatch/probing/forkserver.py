@@ -77,6 +77,9 @@ _PR_SET_PDEATHSIG = 1
 #: multiprocessing's status of a child whose fork server is gone; the child went with it.
 _SERVER_LOST = 255
 
+#: Seconds in which a killed server, all of torch in its memory, is gone.
+_SERVER_GOES_S = 2.0
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -117,11 +120,28 @@ class ForkServer:
             multiprocessing.get_context("spawn") if cold else context
         )
 
-    def start(self) -> None:
-        """Begin importing, without waiting for it."""
+    def start(self, log: Path | None = None) -> None:
+        """Begin importing, without waiting for it.
+
+        Args:
+            log: gets the server's stderr, where libraries complain as they are imported; None leaves it with
+                this process's.
+        """
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        if log is None:
+            forkserver.ensure_running()
+            return
+        log.parent.mkdir(parents=True, exist_ok=True)
+        kept = os.dup(2)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            os.dup2(descriptor, 2)
+            forkserver.ensure_running()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(descriptor)
 
     def run(
         self,
@@ -159,7 +179,9 @@ class ForkServer:
         try:
             process.start()
         except (EOFError, ConnectionError):
-            # The server was killed; the next call starts another.
+            # The server was killed. The next call starts another, once the kernel has done away with this one:
+            # until then multiprocessing takes it for alive.
+            time.sleep(_SERVER_GOES_S)
             return Exit(-signal.SIGKILL, False, time.monotonic() - began)
         timed_out = False
         try:

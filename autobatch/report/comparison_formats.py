@@ -13,7 +13,7 @@ from autobatch.report.columns import COLUMNS, cells, split_by_figures
 from autobatch.report.compare import Comparison
 from autobatch.report.remark import Remark
 from autobatch.report.run_figures import RunFigures
-from autobatch.report.table import text_table
+from autobatch.report.table import printable, text_table
 
 #: Of the JSON form.
 SCHEMA_VERSION = 1
@@ -22,10 +22,10 @@ SCHEMA_VERSION = 1
 def as_text(comparison: Comparison) -> str:
     """An aligned table, then caveats and recommendations."""
     shown, _ = split_by_figures(comparison.runs)
-    rows = [[_printable(cell) for cell in cells(run, shown)] for run in comparison.runs]
+    rows = [[printable(cell) for cell in cells(run, shown)] for run in comparison.runs]
     lines = text_table([c.heading for c in shown], rows, numbers=[not c.is_text for c in shown])
     for title, remarks in _sections(comparison):
-        lines += ["", f"{title}:", *(f"  {_printable(line)}" for line in remarks)]
+        lines += ["", f"{title}:", *(f"  {printable(line)}" for line in remarks)]
     return "\n".join(lines) + "\n"
 
 
@@ -111,7 +111,7 @@ def _csv_cell(value: Any) -> Any:
     if value is None:
         return ""
     if isinstance(value, str):
-        return _printable(value)
+        return printable(value)
     return str(value).lower() if isinstance(value, bool) else value
 
 
@@ -119,13 +119,8 @@ def _remark(remark: Remark) -> dict[str, Any]:
     return {"code": remark.code, "runs": list(remark.runs), "text": remark.text}
 
 
-def _printable(text: str) -> str:
-    """On one line, without what a terminal would obey: names and errors come from files."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 def _markdown(text: str) -> str:
     """`text` as it is, in a table's cell or a list."""
-    escaped = re.sub(r"[\\`*|<\[\]]", r"\\\g<0>", _printable(text))
+    escaped = re.sub(r"[\\`*|<\[\]]", r"\\\g<0>", printable(text))
     # Inside of a word, as in lora_r8, an underscore stands for itself.
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)

@@ -29,6 +29,11 @@ def trial_row(trial: Trial, capacity_bytes: int | None) -> tuple[str, ...]:
     )
 
 
+def printable(text: str) -> str:
+    """On one line, without what a terminal would obey: names and errors come from files."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def text_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool | Sequence[bool] = True
 ) -> list[str]:
@@ -36,9 +41,10 @@ def text_table(
 
     Args:
         header: names of the columns.
-        rows: a cell for each of them.
+        rows: a cell for each of them; it is made `printable`.
         numbers: which columns hold numbers; one answer for all, or one a column.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     is_number = [numbers] * len(header) if isinstance(numbers, bool) else numbers
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     return [

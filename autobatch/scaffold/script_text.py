@@ -39,10 +39,11 @@ def make_script(
         UsageError: a header value can't stand in a script, or the template isn't the one that we know.
     """
     _check_header(header)
+    text = re.sub(r"^#( .*)$", lambda m: f"#{m[1].replace('run1', name)}", template, flags=re.M)
+    # Only now: the run that it was made from may be called run1.
     text = _replaced(
-        template, _TITLE, f"# The training job of {name}, made by `autobatch init` from {made_from}."
+        text, _TITLE, f"# The training job of {name}, made by `autobatch init` from {made_from}."
     )
-    text = re.sub(r"^#( .*)$", lambda m: f"#{m[1].replace('run1', name)}", text, flags=re.M)
     text = _replaced(text, _TRAIN, f"tune run {shlex.quote(recipe)} --config finetune.yaml")
     text = _set_option(text, "job-name", name)
     if device == "cpu" and "gres" not in header:

@@ -23,7 +23,7 @@ class Source:
     Attributes:
         path: of the file.
         text: of the file.
-        origin: where it comes from, in words.
+        origin: where it comes from, in words that can stand in a comment.
         recipe: that torchtune lists it under, or that the `finetune.slurm` beside it runs; None when
             neither says.
         notes: what of it isn't taken over.
@@ -76,7 +76,8 @@ def find_source(given: str, cwd: Path) -> Source:
         path /= CONFIG_NAME
     if path.is_file():
         recipe_there, notes = _recipe_beside(path)
-        return Source(path.resolve(), _read(path, given), given, recipe_there, notes)
+        origin = "".join(c if c.isprintable() else " " for c in given)
+        return Source(path.resolve(), _read(path, given), origin, recipe_there, notes)
     raise _unknown(given, [*ours, *theirs], list(ours))
 
 

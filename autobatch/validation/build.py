@@ -108,7 +108,7 @@ class Builder:
 
     def _ask_all(self, waiting: dict[str, Section], working_dir: Path, directory: Path) -> None:
         server = ForkServer({})
-        _start_quietly(server, directory / "server.log")
+        server.start(directory / "server.log")
         while waiting:
             said = directory / "answers.jsonl"
             said.unlink(missing_ok=True)
@@ -133,19 +133,6 @@ class Builder:
                 # The process ended over the next one: that one has no answer, the others get theirs.
                 self._answers[next(iter(waiting))] = Answer()
                 del waiting[next(iter(waiting))]
-
-
-def _start_quietly(server: ForkServer, log: Path) -> None:
-    """Start the server with its stderr in a file: what torch's libraries log as they are imported isn't ours."""
-    kept = os.dup(2)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.dup2(descriptor, 2)
-        server.start()
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(descriptor)
 
 
 def look_at_sections(questions: str, working_dir: str, said: str) -> None:

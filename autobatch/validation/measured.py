@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from autobatch.errors import UsageError
 from autobatch.probing.density_store import kept_density
-from autobatch.probing.identity import run_fingerprint
+from autobatch.probing.verification import holds_for_config
 from autobatch.records import Density, PackingMode, ProbeResult, Status
 from autobatch.runs.directory import read_run
 from autobatch.runs.fingerprint import data_signature
@@ -56,9 +53,7 @@ def measured_of(subject: Subject) -> Measured:
             stale="the run has problems, so that it can't be told whether the probe's result holds",
             density=density,
         )
-    with _environment(run.script.exports if run.script else {}):
-        holds = run_fingerprint(run, result.request, result.device) == result.fingerprint
-    if not holds:
+    if not holds_for_config(run, result):
         return Measured(
             stale="the probe's result is for another config, recipe, environment or other versions than these",
             density=density,
@@ -70,15 +65,3 @@ def _density(subject: Subject) -> Density | None:
     assert subject.run_dir is not None
     signature = data_signature(subject.config.values, subject.working_dir)
     return kept_density(subject.run_dir / "probe", signature, packed=subject.packed)
-
-
-@contextmanager
-def _environment(exports: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment with the training script's exports, which a fingerprint covers."""
-    before = dict(os.environ)
-    os.environ.update(exports)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
