@@ -150,8 +150,14 @@ def _record(
     except (OSError, ValueError) as error:
         raise NoEstimate(f"the process that runs the recipe ended with status {ended.code}") from error
     if "error" in said:
-        raise NoEstimate(f"the recipe doesn't run on fake tensors: {said['error'].splitlines()[0]}")
+        raise NoEstimate(f"the recipe doesn't run on fake tensors: {_shortened(said['error'])}")
     return said
+
+
+def _shortened(error: str) -> str:
+    """First and last line: torchtune says what it was doing, and quotes the cause below."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return lines[0] if len(lines) < 2 else f"{lines[0]} {lines[-1]}"
 
 
 def _key(subject: Subject) -> str:
