@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(case: GpuCase, scratch: Path, device: str, keep: Callable[[GpuMeasured], None]) -> None:
     """Probe one case and train at its answer and above it; `keep` gets what is known after each."""
     directory = scratch / "runs" / case.name
-    _in_a_process_of_its_own(lay_out_case, directory, case, scratch / "models", device, _SEQUENCE[device])
+    in_a_process_of_its_own(lay_out_case, directory, case, scratch / "models", device, _SEQUENCE[device])
     run_dir = directory / case.name
     rehearsing = device == "cpu"
     began = time.monotonic()
@@ -201,7 +201,7 @@ def _scratch(given: Path | None) -> Iterator[Path]:
         yield Path(directory)
 
 
-def _in_a_process_of_its_own(target: Callable[..., Any], *arguments: Any) -> None:
+def in_a_process_of_its_own(target: Callable[..., Any], *arguments: Any) -> None:
     """Without a CUDA context of this process: it would show in the measurements."""
     process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     process.start()
