@@ -302,7 +302,8 @@ def keep_density(run: Path, packs: int, sampled: int | None = None) -> None:
     signature = data_signature(subject.config.values, subject.working_dir)
     density = Density(True, 10 * packs, packs, 1000, 2048, 50, sampled, 0.1 if sampled else None)
     (run / "probe").mkdir()
-    kept = {"key": ["any", signature, True, sampled], "density": to_json(density), "held_bytes": 0}
+    key = json.dumps(["any", signature, True, sampled])
+    kept = {"key": key, "density": to_json(density), "held_bytes": 0, "rows_bytes": 0}
     (run / "probe" / "density.json").write_text(json.dumps(kept))
 
 

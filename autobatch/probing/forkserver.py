@@ -77,6 +77,9 @@ _PR_SET_PDEATHSIG = 1
 #: multiprocessing's status of a child whose fork server is gone; the child went with it.
 _SERVER_LOST = 255
 
+#: Seconds in which a killed server, all of torch in its memory, is gone.
+_SERVER_GOES_S = 2.0
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -176,7 +179,9 @@ class ForkServer:
         try:
             process.start()
         except (EOFError, ConnectionError):
-            # The server was killed; the next call starts another.
+            # The server was killed. The next call starts another, once the kernel has done away with this one:
+            # until then multiprocessing takes it for alive.
+            time.sleep(_SERVER_GOES_S)
             return Exit(-signal.SIGKILL, False, time.monotonic() - began)
         timed_out = False
         try:
