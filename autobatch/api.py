@@ -35,6 +35,7 @@ def probe(
     packing: str = "config",
     density_sample: int | None = None,
     force: bool = False,
+    estimate: bool = True,
     on_event: Callable[[Event], None] | None = None,
 ) -> ProbeResult:
     """Measure the largest batch_size of a run, write it into the run's files, and wait for the answer.
@@ -56,6 +57,7 @@ def probe(
         packing: ``config``, ``pack`` (set ``packed: True``) or ``unpacked`` (probe with the longest example).
         density_sample: estimate the density from about this many examples.
         force: measure again though a valid measurement is on file.
+        estimate: begin the search with what an estimate says; the answer is the same without.
         on_event: hears what happens, in this thread.
 
     Returns:
@@ -79,6 +81,7 @@ def probe(
         packing=_choice(PackingMode, packing, "packing"),
         density_sample=density_sample,
         force=force,
+        estimate=estimate,
     )
     return wait(start(request, cluster), on_event or (lambda event: None))
 

@@ -93,6 +93,7 @@ class ProbeRequest:
         density_sample: estimate the density from this many examples instead of all.
         force: measure again though a valid result is on file.
         accept_partial: when the job's time limit ends the search, take the largest size measured to fit.
+        estimate: begin with what an estimate says, not with 1.
     """
 
     run_dir: str
@@ -108,6 +109,7 @@ class ProbeRequest:
     density_sample: int | None = None
     force: bool = False
     accept_partial: bool = False
+    estimate: bool = True
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,25 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What an estimate had said before anything was measured.
+
+    Attributes:
+        batch_size: the largest that would fit, where the search began; None when there is no estimate.
+        peak_batch_size: that `peak_bytes` is for: the probe's answer, or `batch_size` where there is none.
+        peak_bytes: predicted there.
+        seconds: that the estimate took; 0 when it was on file.
+        why: there is no estimate; else empty.
+    """
+
+    batch_size: int | None
+    peak_batch_size: int | None
+    peak_bytes: int | None
+    seconds: float = 0.0
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The answer of a probe, as `probe/result.json` holds it.
 
@@ -244,6 +265,7 @@ class ProbeResult:
         trials: every trial, in the order in which they ran.
         fit: the line through the peaks; None with fewer than two.
         density: of the dataset.
+        prediction: what an estimate had said; None when none was asked for.
         fingerprint: hash of everything that decides memory.
         versions: of autobatch, python, torch, torchtune, torchao.
         written: files that were changed, relative to the run directory.
@@ -269,6 +291,7 @@ class ProbeResult:
     trials: tuple[Trial, ...] = ()
     fit: Fit | None = None
     density: Density | None = None
+    prediction: Prediction | None = None
     fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     written: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ from autobatch.errors import AutobatchError, UsageError
 COMMANDS = {
     "init": "make a run directory from a torchtune config or one of autobatch's",
     "validate": "check a config, a run, an experiment or a plan before it costs a job",
+    "estimate": "predict the peak memory of a run before any GPU is asked for",
     "probe": "measure the largest batch_size of a run and write it into its files",
     "verify": "check that a run's probe still holds, as the first line of its training job",
     "status": "show how far the probes of a run or an experiment are",

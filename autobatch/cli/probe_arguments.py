@@ -120,6 +120,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--force", action="store_true", help="measure again though valid measurements are on file"
     )
+    what.add_argument(
+        "--no-estimate",
+        action="store_true",
+        help="begin the search with batch_size 1, not with what autobatch estimate says (the answer is the same)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--dry-run", action="store_true", help="check the run, say what would be done, do nothing"
@@ -183,6 +188,7 @@ def request_of(arguments: argparse.Namespace) -> ProbeRequest:
         density_sample=arguments.density_sample,
         force=arguments.force,
         accept_partial=arguments.accept_partial,
+        estimate=not arguments.no_estimate,
     )
 
 

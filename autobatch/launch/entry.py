@@ -40,6 +40,7 @@ def probe_job(
         AutobatchError: the run can't be probed, or a file can't be written.
     """
     # Only here: whoever submits this function must not pay for these imports.
+    from autobatch.estimate.forecaster import forecast
     from autobatch.probing.events import EVENTS, EventLog, Failed
     from autobatch.probing.forkserver import die_with_parent
     from autobatch.probing.job import run_probe
@@ -67,7 +68,7 @@ def probe_job(
     tell = EventLog(run_dir / "probe" / EVENTS, attempt)
     try:
         try:
-            result = run_probe(asked, tell, deadline=deadline)
+            result = run_probe(asked, tell, deadline=deadline, forecaster=forecast)
         except OSError as error:
             # A full disk, or a directory where one of the files in probe/ should be.
             raise UsageError(

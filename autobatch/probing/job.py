@@ -30,6 +30,7 @@ from autobatch.probing.events import (
     TrialBegan,
     TrialEnded,
 )
+from autobatch.probing.forecast import Forecaster, Hint, Occasion, hint_for
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.identity import device_of, is_packed, run_fingerprint
 from autobatch.probing.journal import Decision, Journal
@@ -57,6 +58,9 @@ from autobatch.runs.results import RESULT, find_result
 
 JOURNAL = "trials.jsonl"
 
+#: An estimate that takes longer costs more than the trials that it saves.
+_FORECAST_S = 90.0
+
 #: Seconds to leave for writing the answer down.
 _WRITE_BACK_S = 10.0
 
@@ -66,6 +70,7 @@ def run_probe(
     tell: Callable[[Event], None] = lambda event: None,
     *,
     deadline: float | None = None,
+    forecaster: Forecaster | None = None,
 ) -> ProbeResult:
     """Probe one run, on this machine, in this process and its children.
 
@@ -73,6 +78,7 @@ def run_probe(
         request: what is asked.
         tell: hears what happens.
         deadline: Unix time by which it must be over; a trial that wouldn't end by then isn't begun.
+        forecaster: says where to begin, and what to compare with; None begins with 1.
 
     Returns:
         The answer, or why there is none; `probe/result.json` holds the same.
@@ -85,7 +91,7 @@ def run_probe(
     began = time.monotonic()
     run = read_run(Path(request.run_dir), request)
     with only_one(run.path / "probe"):
-        probe = _Probe(request, run, tell, began, deadline)
+        probe = _Probe(request, run, tell, began, deadline, forecaster if request.estimate else None)
         result = probe.carry_out()
         tell(Ended(result))
         return result
@@ -101,12 +107,14 @@ class _Probe:
         tell: Callable[[Event], None],
         began: float,
         deadline: float | None,
+        forecaster: Forecaster | None,
     ) -> None:
         self._request = request
         self._run = run
         self._tell = tell
         self._began = began
         self._deadline = deadline
+        self._forecaster = forecaster
         self._directory = run.path / "probe"
         self._started = _utc_now()
         self._measured_now = 0
@@ -162,8 +170,9 @@ class _Probe:
 
     def _search(self, result: ProbeResult, cap: Cap, rows: Path, held_bytes: int) -> ProbeResult:
         assert result.device is not None
-        assert result.metric is not None
-        assert result.target_bytes is not None
+        metric, target_bytes = result.metric, result.target_bytes
+        assert metric is not None
+        assert target_bytes is not None
         journal = self._open_journal(result)
         runner = TrialRunner(
             self._server,
@@ -172,8 +181,8 @@ class _Probe:
                 recipe=self._run.recipe.path,
                 working_dir=self._run.working_dir,
                 device=result.device.kind,
-                metric=result.metric,
-                target_bytes=result.target_bytes,
+                metric=metric,
+                target_bytes=target_bytes,
                 rows=rows,
                 held_bytes=held_bytes,
                 packed=self._packed,
@@ -183,15 +192,20 @@ class _Probe:
                 directory=self._directory,
             ),
         )
+        hint = self._hint(result, cap, held_bytes, journal)
+        result = replace(result, prediction=hint.prediction())
+        # What an interrupted probe began with is on file, and costs nothing to begin with again.
+        guess = journal.trials[0].batch_size if journal.trials else hint.guess
         trials: list[Trial] = []
-        on_file = {trial.batch_size: trial for trial in journal.trials if _is_usable(trial, result.metric)}
+        on_file = {trial.batch_size: trial for trial in journal.trials if _is_usable(trial, metric)}
         while True:
-            step = next_step(trials, target_bytes=result.target_bytes, cap=cap)
+            step = next_step(trials, target_bytes=target_bytes, cap=cap, guess=guess)
             if isinstance(step, Answer):
+                result = replace(result, prediction=hint.prediction(step.batch_size))
                 return self._decide(replace(result, trials=tuple(trials)), step, journal)
             known = on_file.get(step.batch_size)
             if known is not None:
-                trial = judge(known, result.metric, result.target_bytes)
+                trial = judge(known, metric, target_bytes)
                 self._resumed_seconds += trial.seconds
             elif self._is_too_late(trials):
                 return self._out_of_time(replace(result, trials=tuple(trials)), cap, journal)
@@ -213,6 +227,26 @@ class _Probe:
             self._tell(TrialEnded(trial, resumed=known is not None))
             if trial.verdict in outcome.ENDS_THE_PROBE:
                 return self._end(outcome.trial_failed(replace(result, trials=tuple(trials)), trial))
+
+    def _hint(self, result: ProbeResult, cap: Cap, held_bytes: int, journal: Journal) -> Hint:
+        assert result.device is not None
+        assert result.metric is not None
+        assert result.target_bytes is not None
+        occasion = Occasion(
+            run=self._run,
+            packed=self._packed,
+            server=self._server,
+            device=result.device,
+            metric=result.metric,
+            held_bytes=held_bytes,
+            timeout_s=min(_FORECAST_S, self._seconds_left() / 4),
+        )
+        forecaster = None if journal.trials else self._forecaster
+        hint = hint_for(forecaster, occasion, result.target_bytes, cap.batch_size)
+        prediction = hint.prediction()
+        if prediction is not None:
+            self._tell(Said(outcome.predicted(prediction)))
+        return hint
 
     def _is_too_late(self, trials: Sequence[Trial]) -> bool:
         """Whether another trial, taking half as long again as the longest yet, would outlast the deadline."""

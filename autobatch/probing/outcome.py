@@ -6,14 +6,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autobatch.probing.search import Answer, Bracket, fit_line
-from autobatch.records import Limit, ProbeResult, Status, Trial, Verdict
-from autobatch.units import format_bytes, format_percent
+from autobatch.records import Limit, Prediction, ProbeResult, Status, Trial, Verdict
+from autobatch.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
     from autobatch.runs.directory import RunDirectory
 
 #: Verdicts that aren't about batch_size: no further trial would help.
 ENDS_THE_PROBE = (Verdict.TIMED_OUT, Verdict.CRASHED, Verdict.UNSTABLE)
+
+
+def predicted(prediction: Prediction) -> str:
+    """What an estimate says before anything was measured."""
+    if prediction.batch_size is None or prediction.peak_bytes is None:
+        return f"{prediction.why}; the search begins with 1"
+    took = f"{format_seconds(prediction.seconds)}" if prediction.seconds else "on file"
+    return (
+        f"estimate: batch_size {prediction.batch_size} ({format_bytes(prediction.peak_bytes)}), {took}; "
+        "the search begins there"
+    )
 
 
 def done(result: ProbeResult, answer: Answer) -> ProbeResult:

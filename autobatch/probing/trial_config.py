@@ -65,22 +65,7 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
     from omegaconf import OmegaConf
 
     steps = max(MAX_STEPS, setup.min_steps)
-    config = setup.config.copy()
-    accumulation = min(int(config.get("gradient_accumulation_steps") or 1), MAX_MICRO_BATCHES)
-    overrides = {
-        "batch_size": batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "epochs": 1,
-        # One more than the step counter lets happen: the recipe never gets to the end of its epoch.
-        "max_steps_per_epoch": steps + 1,
-        "log_every_n_steps": 1,
-        # When on, torchtune resets the peaks at every logged step.
-        "log_peak_memory_stats": False,
-        "resume_from_checkpoint": False,
-    }
-    # Resolved with the trial's batch size, which other values may refer to, and before the sections go,
-    # whose values they may refer to as well.
-    sections: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(config, overrides), resolve=True)  # type: ignore[assignment]
+    sections = shortened(setup.config, batch_size, steps)
     measuring = {"events": str(events), "device": setup.device}
     for name, section in sections.items():
         # One that is null stays null: recipes ask for it to know whether there is a second model.
@@ -91,7 +76,7 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
             continue
         sections[name] = {
             "_component_": f"{_COMPONENTS}.ConstantCheckpointer",
-            "model": json.dumps(_model_of(name, sections)),
+            "model": json.dumps(model_section(name, sections)),
             "dtype": sections.get("dtype"),
             "device": setup.device,
             "model_type": section.get("model_type"),
@@ -108,12 +93,34 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
         "_component_": f"{_COMPONENTS}.StoredRows",
         **measuring,
         "path": str(setup.rows),
-        "rows": batch_size * accumulation * (steps + 1),
+        "rows": batch_size * sections["gradient_accumulation_steps"] * (steps + 1),
         "held_bytes": setup.held_bytes,
         "packed": setup.packed,
     }
     sections["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False}
     return OmegaConf.to_yaml(OmegaConf.create(sections))
+
+
+def shortened(config: DictConfig, batch_size: int, steps: int) -> dict[str, Any]:
+    """The config's sections, resolved, for `steps` optimizer steps at `batch_size`."""
+    from omegaconf import OmegaConf
+
+    accumulation = min(int(config.get("gradient_accumulation_steps") or 1), MAX_MICRO_BATCHES)
+    overrides = {
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "epochs": 1,
+        # One more than the step counter lets happen: the recipe never gets to the end of its epoch.
+        "max_steps_per_epoch": steps + 1,
+        "log_every_n_steps": 1,
+        # When on, torchtune resets the peaks at every logged step.
+        "log_peak_memory_stats": False,
+        "resume_from_checkpoint": False,
+    }
+    # Resolved with the trial's batch size, which other values may refer to, and before any section goes,
+    # whose values they may refer to as well.
+    sections: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(config, overrides), resolve=True)  # type: ignore[assignment]
+    return sections
 
 
 def _output_of_trials(section: Mapping[str, Any], setup: TrialSetup) -> dict[str, str]:
@@ -128,7 +135,7 @@ def _output_of_trials(section: Mapping[str, Any], setup: TrialSetup) -> dict[str
     return {"output_dir": str(output)}
 
 
-def _model_of(checkpointer: str, resolved: dict[str, Any]) -> Any:
+def model_section(checkpointer: str, resolved: Mapping[str, Any]) -> Any:
     """The model section that a checkpointer loads: `teacher_checkpointer` goes with `teacher_model`."""
     prefix = checkpointer.removesuffix("checkpointer")
     return resolved.get(f"{prefix}model", resolved.get("model"))

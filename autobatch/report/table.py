@@ -89,6 +89,23 @@ def fit_line(fit: Fit) -> str:
     )
 
 
+def prediction_line(result: ProbeResult) -> str:
+    """What the estimate had said, and how far it was off; empty when there was none."""
+    prediction = result.prediction
+    if prediction is None:
+        return ""
+    if prediction.peak_bytes is None or prediction.peak_batch_size is None:
+        return prediction.why
+    line = (
+        f"estimate: batch_size {prediction.batch_size}; {format_bytes(prediction.peak_bytes)} "
+        f"at {prediction.peak_batch_size}"
+    )
+    if result.peak_bytes is None or prediction.peak_batch_size != result.batch_size:
+        return line
+    off = 100 * (prediction.peak_bytes - result.peak_bytes) / result.peak_bytes
+    return f"{line}, {off:+.1f} % off the measured {format_bytes(result.peak_bytes)}"
+
+
 def result_lines(result: ProbeResult) -> list[str]:
     """The answer, and what stands behind it."""
     lines = [result.message]
@@ -96,6 +113,8 @@ def result_lines(result: ProbeResult) -> list[str]:
         lines.append(density_line(result.density))
     if result.fit is not None:
         lines.append(fit_line(result.fit))
+    if prediction_line(result):
+        lines.append(prediction_line(result))
     if result.written:
         before = f"batch_size {result.batch_size_before} -> {result.batch_size}; "
         lines.append(f"written: {before}{', '.join(result.written)}")

@@ -35,7 +35,7 @@ _INLINE = """\
 #!/bin/bash
 #SBATCH --output=train-%j.out
 set -e
-autobatch probe . --cluster inline --capacity {capacity} --max-batch-size 2
+autobatch probe . --cluster inline --capacity {capacity} --max-batch-size 2 --no-estimate
 grep '^batch_size:' finetune.yaml > trained
 exit 0
 tune run {recipe} --config finetune.yaml
@@ -94,7 +94,7 @@ def submit(slurm: Slurm, run: Path, capacity: int, *options: str) -> Probe:
     """Probe and train, as typed."""
     (run / "finetune.slurm").write_text(_SCRIPT.format(recipe=RECIPES / "misbehaving.py"))
     words = ("probe", str(run), "--cluster", "slurm", "--train", "--capacity", str(capacity))
-    done = call(slurm, *words, "--max-batch-size", "2", *options)
+    done = call(slurm, *words, "--max-batch-size", "2", "--no-estimate", *options)
     assert done.returncode == 0, done.stderr
     job, train = done.stdout.split()
     return Probe(slurm, run, job, train)
@@ -316,7 +316,9 @@ def test_a_purged_probe_lets_training_start_and_verify_refuses(
 def test_stdout_is_exactly_the_job_id(cluster: Slurm, make_run: MakeRun, capacity: int) -> None:
     run = make_run("misbehaving.py", misbehaviour="none")
 
-    done = call(cluster, "probe", str(run), "--cluster", "slurm", "--capacity", str(capacity))
+    done = call(
+        cluster, "probe", str(run), "--cluster", "slurm", "--capacity", str(capacity), "--no-estimate"
+    )
 
     job = done.stdout.removesuffix("\n")
     assert job.isdigit()
