@@ -103,6 +103,22 @@ class TestRuns:
         assert found["density"]["packs"] == result.density.packs
         assert list((run / "probe" / "density").iterdir()) == [run / "probe" / "density" / "lock"]
 
+    def test_validate_knows_what_was_counted(
+        self, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = make_run()
+        command = [sys.executable, "-m", "autobatch.cli.main", "density", str(run), "--json"]
+        counted = subprocess.run(command, capture_output=True, text=True, check=True)
+        packs = json.loads(counted.stdout)[0]["density"]["packs"]
+        replace_in(run / "finetune.yaml", "\nbatch_size: 4", f"\nbatch_size: {packs + 1}")
+
+        code = main(["validate", str(run), "--no-build"])
+
+        assert code == 1
+        assert f"more than the {packs} packs of the dataset" in capsys.readouterr().out
+        # What torch's libraries have to say as they are imported.
+        assert "torchao" not in counted.stderr
+
     def test_a_sample(self, make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
         run = make_run()
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from autobatch.cli.main import main
 from autobatch.records import ProbeRequest, ProbeResult, Status, from_json
 from autobatch.runs.directory import read_run
+from autobatch.runs.slurm_script import parse_script
 from tests.conftest import MakeRun
 
 #: Without torchtune building the model, which takes seconds; `test_what_torchtune_says_counts` does without this.
@@ -127,6 +128,22 @@ class TestWriting:
         assert (code, said["written"]) == (1, False)
         assert [f["check"] for f in said["findings"] if f["severity"] == "error"] == ["batch-size"]
         assert not Path("runs").exists()
+
+    def test_from_another_run(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["--data", "data/train.json", "--partition", "a100", "--time", "2:00:00"]
+        assert init("--config", "llama3_2_1b_lora", *words) == 0
+        script = Path("runs/run1/finetune.slurm")
+        script.write_text(script.read_text().replace("set -euo", "#SBATCH --qos=high\nexport A=1\nset -euo"))
+
+        code = init("--config", "runs/run1", "--time", "1:00:00", run="runs/run2")
+
+        made = parse_script(Path("runs/run2/finetune.slurm").read_text(), Path())
+        err = capsys.readouterr().err
+        assert code == 0
+        assert made.header.items() >= {"partition": "a100", "time": "1:00:00", "job-name": "run2"}.items()
+        assert "qos" not in made.header
+        assert "finetune.slurm: its header is taken over: partition=a100, time=2:00:00, " in err
+        assert "finetune.slurm: not taken over: #SBATCH --qos, export A\n" in err
 
     def test_settings_may_stand_anywhere_behind_the_run(self, here: Path) -> None:
         code = main(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from autobatch.demo import SmallRun, lay_out
+from autobatch.metrics.status_file import read_status
 from tests.conftest import RECIPES, MakeRun
 
 ROOT = Path(__file__).parents[1]
@@ -244,6 +245,18 @@ class TestRefusals:
         assert "Traceback" not in ended.stderr
         assert ended.stdout == ""
         assert not (tmp_path / "runs_status.yaml").exists()
+
+    def test_a_name_that_yaml_can_not_hold_costs_no_other_run(self, tmp_path: Path) -> None:
+        for name in ("caf\udce9", "new\nline", "run1"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "finetune.yaml").write_text("batch_size: 4\n")
+
+        ended = call(tmp_path, "--init")
+
+        assert ended.returncode == 2
+        assert ended.stderr.endswith("a run's name, isn't UTF-8, as YAML must be: rename its directory\n")
+        assert "Traceback" not in ended.stderr
+        assert list(read_status(tmp_path / "runs_status.yaml")) == ["new\nline", "run1"]
 
     @pytest.mark.parametrize(
         ("text", "what"),

@@ -83,6 +83,10 @@ def test_the_report_of_an_answer() -> None:
     assert "\n".join(report_lines(DONE)) == REPORT
 
 
+def test_a_cell_stays_on_its_line() -> None:
+    assert text_table(("run", "n"), [("a\nb\x1b[31m", "1")], numbers=False) == ["run       n", "a b [31m  1"]
+
+
 def test_the_report_of_a_probe_that_never_measured() -> None:
     refused = ProbeResult(
         Status.CRASHED,

@@ -414,6 +414,14 @@ class TestPackingAndLength:
 
 
 class TestSources:
+    def test_a_name_stays_in_its_comment(self, tmp_path: Path) -> None:
+        source = tmp_path / "a\nbatch_size: 99\n.yaml"
+        source.write_text(our_configs()["llama3_2_1b_lora"].read_text())
+
+        text = made(tmp_path, source.name).text
+
+        assert text.startswith("# Made by `autobatch init` from a batch_size: 99 .yaml.\n#")
+
     def test_a_run_directory_brings_its_recipe(self, tmp_path: Path) -> None:
         run = tmp_path / "old"
         run.mkdir()

@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="NAME|FILE",
         help="a name that `tune ls` prints, one of autobatch's (finetune_template, llama3_2_1b_lora, "
-        "llama3_2_3b_lora, llama3_1_8b_lora, qwen2_5_3b_lora), a YAML file, or another run directory",
+        "llama3_2_3b_lora, llama3_1_8b_lora, qwen2_5_3b_lora), a YAML file, or another run directory, whose "
+        "recipe and header are taken over, too",
     )
     what.add_argument(
         "--model-dir", metavar="DIR", help="where `tune download` put the model: tokenizer and checkpoint"

@@ -11,6 +11,7 @@ from typing import Any
 from autobatch.runs.config import read_config
 from autobatch.runs.directory import CONFIG_NAME, SCRIPT_NAME
 from autobatch.runs.findings import Findings
+from autobatch.runs.model_name import model_component
 from autobatch.runs.slurm_script import SlurmScript, read_script
 
 #: Of an entry's `config`, in this order.
@@ -80,10 +81,8 @@ class TrainedConfig:
 
     def static(self) -> dict[str, Value]:
         """What an entry's `config` holds, under `CONFIG_KEYS`; None where the config doesn't say."""
-        component = str(self.get("model._component_") or "").rpartition(".")[2]
-        has_model = self.get("model._component_") is not None
         values = (
-            component.removeprefix("qlora_").removeprefix("lora_") if has_model else None,
+            model_component(self.get("model._component_")),
             self.recipe,
             self.integer("batch_size"),
             self.packed,

@@ -24,6 +24,7 @@ from autobatch.report.run_figures import SAMPLED, RunFigures
 from autobatch.runs.config import read_config
 from autobatch.runs.directory import CONFIG_NAME, SCRIPT_NAME, read_run
 from autobatch.runs.findings import Findings
+from autobatch.runs.model_name import model_component
 from autobatch.runs.results import load_result
 from autobatch.runs.slurm_script import read_script
 
@@ -86,7 +87,7 @@ def _read_config(run_dir: Path, sources: _Sources) -> None:
     )
     if values:
         sources.config = {
-            "model": _model_name(model.get("_component_")),
+            "model": model_component(model.get("_component_")),
             "batch_size": values.get("batch_size"),
             "packed": _is_packed(dataset),
             "max_seq_len": tokenizer.get("max_seq_len"),
@@ -120,13 +121,6 @@ def _any_config(run_dir: Path, sources: _Sources) -> dict[str, Any]:
         sources.remarks += [str(problem) for problem in findings.problems]
         return {}
     return config.values
-
-
-def _model_name(component: Any) -> str | None:
-    """``llama3_2_3b`` of its component, with adapters or without: a size alone is that of several families."""
-    if component is None:
-        return None
-    return str(component).rpartition(".")[2].removeprefix("qlora_").removeprefix("lora_") or None
 
 
 def _is_packed(dataset: Any) -> bool:

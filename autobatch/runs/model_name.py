@@ -7,6 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def model_component(component: Any) -> str | None:
+    """``llama3_2_3b`` of its component, with adapters or without: a size alone is that of several families."""
+    if component is None:
+        return None
+    return str(component).rpartition(".")[2].removeprefix("qlora_").removeprefix("lora_") or None
+
+
 def model_label(model: Any) -> str:
     """``1B`` of a component such as ``lora_llama3_2_1b``, ``0.5B`` of ``qwen2_5_0_5b``; else its name."""
     component = str(model.get("_component_", "")) if isinstance(model, Mapping) else ""

@@ -82,7 +82,7 @@ def plan_run(request: InitRequest, cwd: Path) -> Plan:
         training_script().read_text(encoding="utf-8"),
         run_dir.name,
         recipe,
-        request.header,
+        {**source.header, **request.header},
         device=config.device,
         made_from=source.origin,
     )

@@ -15,6 +15,9 @@ from autobatch.runs.torchtune_source import registered_recipes
 #: `#SBATCH` options that init takes, by their long name.
 HEADER_OPTIONS = ("partition", "account", "time", "gres", "mem", "cpus-per-task", "constraint")
 
+#: Those that the template has besides, as every run's script gets them.
+TEMPLATE_OPTIONS = ("job-name", "output", "nodes", "ntasks")
+
 _TITLE = (
     "# The training job of a run that autobatch has probed. "
     "Copy it into the run directory and fill in the header."
@@ -82,9 +85,14 @@ def recipe_for_script(recipe: Recipe, run_dir: Path) -> str:
     )
 
 
+def can_stand(value: str) -> bool:
+    """Whether a value can stand in a `#SBATCH` line as it is."""
+    return re.fullmatch(r"[^\s\"'\\#]+", value) is not None
+
+
 def _check_header(header: Mapping[str, str]) -> None:
     for option, value in header.items():
-        if not re.fullmatch(r"[^\s\"'\\#]+", value):
+        if not can_stand(value):
             raise UsageError(
                 f"--{option} {value!r} can't stand in a #SBATCH line: give a value without spaces"
             )

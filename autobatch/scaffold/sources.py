@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import autobatch
@@ -13,6 +14,7 @@ from autobatch.errors import UsageError
 from autobatch.runs.directory import CONFIG_NAME, SCRIPT_NAME
 from autobatch.runs.slurm_script import read_script
 from autobatch.runs.torchtune_source import RegisteredRecipe, registered_recipes
+from autobatch.scaffold.script_text import HEADER_OPTIONS, TEMPLATE_OPTIONS, can_stand
 from autobatch.shipped import configs_dir
 
 
@@ -26,13 +28,15 @@ class Source:
         origin: where it comes from, in words that can stand in a comment.
         recipe: that torchtune lists it under, or that the `finetune.slurm` beside it runs; None when
             neither says.
-        notes: what of it isn't taken over.
+        header: options of the `finetune.slurm` beside it that the new run's gets, too.
+        notes: what is taken over from there, and what isn't.
     """
 
     path: Path
     text: str
     origin: str
     recipe: str | None = None
+    header: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -75,9 +79,9 @@ def find_source(given: str, cwd: Path) -> Source:
     if path.is_dir() and (path / CONFIG_NAME).is_file():
         path /= CONFIG_NAME
     if path.is_file():
-        recipe_there, notes = _recipe_beside(path)
+        recipe_there, header, notes = _script_beside(path)
         origin = "".join(c if c.isprintable() else " " for c in given)
-        return Source(path.resolve(), _read(path, given), origin, recipe_there, notes)
+        return Source(path.resolve(), _read(path, given), origin, recipe_there, header, notes)
     raise _unknown(given, [*ours, *theirs], list(ours))
 
 
@@ -87,20 +91,31 @@ def _config_name(path: Path, recipe: RegisteredRecipe) -> str:
     return str(path.relative_to(configs).with_suffix(""))
 
 
-def _recipe_beside(path: Path) -> tuple[str | None, tuple[str, ...]]:
+def _script_beside(path: Path) -> tuple[str | None, dict[str, str], tuple[str, ...]]:
+    """The recipe and the header of the `finetune.slurm` beside a run's config, and notes."""
     script_path = path.with_name(SCRIPT_NAME)
     if path.name != CONFIG_NAME or not script_path.is_file():
-        return None, ()
+        return None, {}, ()
     try:
         script = read_script(script_path)
     except OSError as error:
-        return None, (f"{script_path}: can't be read ({error.strerror}): its recipe isn't taken over",)
+        return None, {}, (f"{script_path}: can't be read ({error.strerror}): nothing of it is taken over",)
+    header = {name: script.header[name] for name in HEADER_OPTIONS if can_stand(script.header.get(name, ""))}
+    notes = []
+    if header:
+        taken = ", ".join(f"{name}={value}" for name, value in header.items())
+        notes.append(f"{script_path}: its header is taken over: {taken}")
+    left = [f"#SBATCH --{name}" for name in script.header if name not in (*header, *TEMPLATE_OPTIONS)]
+    left += [f"export {name}" for name in script.exports]
+    if left:
+        notes.append(f"{script_path}: not taken over: {', '.join(left)}")
     if script.tune_run is None:
-        return None, ()
+        return None, header, tuple(notes)
     overrides = " ".join((*script.tune_run.overrides, *script.tune_run.unknown))
-    where = script.where(script.tune_run.line)
-    notes = (f"{where}: its `tune run` also sets {overrides}; not taken over",) if overrides else ()
-    return script.tune_run.recipe, notes
+    if overrides:
+        where = script.where(script.tune_run.line)
+        notes.append(f"{where}: its `tune run` also sets {overrides}; not taken over")
+    return script.tune_run.recipe, header, tuple(notes)
 
 
 def _read(path: Path, given: str) -> str:

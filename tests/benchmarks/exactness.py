@@ -67,7 +67,9 @@ def measure(case: Case, scratch: Path) -> Measured:
     in_a_process_of_its_own(scratch, case.run)
     run_dir = scratch / case.run.name
     began = time.monotonic()
-    result = autobatch.probe(run_dir, cluster="inline", target=TARGET, capacity=case.capacity_bytes)
+    result = autobatch.probe(
+        run_dir, cluster="inline", target=TARGET, capacity=case.capacity_bytes, estimate=False
+    )
     seconds = time.monotonic() - began
     print(f"{case.name}: {result.message} ({seconds:.1f} s)", flush=True)
     plain = []

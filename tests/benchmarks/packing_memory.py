@@ -133,6 +133,8 @@ def measure(case: Case, scratch: Path) -> Measured:
         capacity="64GiB",
         max_batch_size=BATCH_SIZE,
         packing="config" if case.packed else "unpacked",
+        # From 1, whose peak is wanted too.
+        estimate=False,
     )
     trials = {trial.batch_size: trial for trial in result.trials}
     if result.density is None or not {1, BATCH_SIZE} <= trials.keys():
