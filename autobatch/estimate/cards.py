@@ -60,11 +60,8 @@ CARDS = {
     card.name: card
     for card in (
         _card("t4-16gb", 14.58, 7),
-        _card("v100-16gb", 15.77, 7),
         _card("l4-24gb", 22.03, 8),
         _card("a10g-24gb", 22.06, 8),
-        _card("rtx4090-24gb", 23.64, 8),
-        _card("rtx5090-32gb", 31.36, 12),
         _card("v100-32gb", 31.74, 7),
         _card("a100-40gb", 39.39, 8),
         _card("l40s-48gb", 44.40, 8),
