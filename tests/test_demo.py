@@ -165,6 +165,7 @@ class TestSlurmScript:
         [
             pytest.param("run1", "finetune.slurm", id="in the run"),
             pytest.param("..", "experiment/run1/finetune.slurm", id="two levels above"),
+            pytest.param("run2", "../run1/finetune.slurm", id="in another run"),
             pytest.param(None, "run1/finetune.slurm", id="without Slurm"),
         ],
     )
@@ -176,6 +177,8 @@ class TestSlurmScript:
         autobatch = tmp_path / "autobatch"
         # What it records of the training fails, and nobody minds.
         autobatch.write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/calls\n[[ "$*" = "verify ." ]]\n')
+        (tmp_path / "run2").mkdir()
+        (tmp_path / "run2" / "finetune.yaml").touch()
         scontrol = tmp_path / "scontrol"
         scontrol.write_text(f'#!/bin/bash\necho "   Command={demo.resolve()}/finetune.slurm"\n')
         for program in (tune, autobatch, scontrol):
@@ -184,7 +187,8 @@ class TestSlurmScript:
         environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
         path = experiment / script
         if submitted_from is not None:
-            environment |= {"SLURM_SUBMIT_DIR": str(experiment / submitted_from), "SLURM_JOB_ID": "12"}
+            called_in = tmp_path / "run2" if submitted_from == "run2" else experiment / submitted_from
+            environment |= {"SLURM_SUBMIT_DIR": str(called_in), "SLURM_JOB_ID": "12"}
             path = tmp_path / "slurm_script"
             path.write_bytes((demo / "finetune.slurm").read_bytes())
         done = subprocess.run(["bash", path], env=environment, cwd="/", capture_output=True, text=True)
