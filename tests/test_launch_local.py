@@ -51,7 +51,7 @@ def hanging(make_run: MakeRun) -> Path:
 def start(run: Path, *words: str) -> subprocess.Popen[str]:
     """A probe that is waited for, with its trial under way."""
     began = subprocess.Popen(
-        [*AUTOBATCH, "probe", str(run), *words, "--json"],
+        [*AUTOBATCH, "probe", str(run), *words, "--no-estimate", "--json"],
         env=os.environ | {"AUTOBATCH_MARK": str(run)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
