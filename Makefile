@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that tests run in. Those of one file share one, and what it has set up; the first files take longest.
+WORKERS ?= 2
 READY := $(VENV)/.ready
 
 .PHONY: help demo slurm-demo test lint bench clean
@@ -31,7 +33,7 @@ slurm-demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" slurm/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

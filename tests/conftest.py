@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from autobatch.demo import SmallRun, lay_out
+from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.job import run_probe
+from autobatch.probing.meter import MALLOC_ENVIRONMENT
 from autobatch.records import ProbeRequest
 from tests.trainings import Training, train_all
 
@@ -25,6 +27,28 @@ MakeRun = Callable[..., Path]
 #: On a busy machine, threads that wait for one another make a step of a small model take a second. Set here,
 #: before any test starts the fork server, which hands it to every trial.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> None:
+    """Starts it as a probe does: a process has one, and it keeps the environment that it began with."""
+    before = dict(os.environ)
+    ForkServer(MALLOC_ENVIRONMENT, "cpu").start()
+    _restore(before)
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """A probe in this process sets variables for its trials; the next test begins without them."""
+    before = dict(os.environ)
+    yield
+    _restore(before)
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +90,9 @@ def capacity(laid_out: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
     shutil.copytree(laid_out, experiment)
     run = experiment / "run1"
     with_recipe(run, "misbehaving.py", misbehaviour="none")
+    before = dict(os.environ)
     result = run_probe(ProbeRequest(str(run), max_batch_size=1, target_fraction=1.0))
+    _restore(before)
     assert result.peak_bytes is not None
     return round((result.peak_bytes + (590 - MIB_EACH) * 2**20) / 0.7)
 
