@@ -50,7 +50,7 @@ def check_batch_size(subject: Subject, limit: SizeLimit | None, measured: Measur
 def _hold_against_measurement(size: int, result: ProbeResult, where: str, c: Collector) -> None:
     trial = next((t for t in reversed(result.trials) if t.batch_size == size), None)
     peak = _peak(trial, result)
-    best = result.batch_size
+    best = result.largest_batch_size or result.batch_size
     assert best is not None
     if size == best or (trial is not None and trial.verdict is Verdict.FITS):
         more = "" if size == best else f"; {best} fits too"
