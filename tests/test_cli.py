@@ -423,7 +423,7 @@ class TestProbe:
         assert answer.startswith("batch_size 2 (peak ")
         assert "--max-batch-size is the limit, not the memory\n" in answer
         assert "\npacking density " in answer
-        assert answer.endswith("written: batch_size 4 -> 2; finetune.yaml, ../runs_plan.md\n")
+        assert answer.endswith("written: finetune.yaml, ../runs_plan.md\n")
         assert "\n-batch_size: 4 " in diffs
         assert "\n+batch_size: 2 " in diffs
         assert f"+++ {run.parent}/runs_plan.md" in diffs

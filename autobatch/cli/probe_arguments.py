@@ -22,7 +22,7 @@ Each overrides autobatch.yaml, which overrides the #SBATCH header of finetune.sl
 _CHOICE_DESCRIPTION = """\
 Without these, the largest that fits. Each answer is measured, with trials of at least two micro-batches where an
 update may have as many. N is cut to the rows of the dataset, and said so: with more, torchtune trains zero steps.
-tokens/s of a few steps are noisy, on a CPU by more than 3 %.
+tokens/s come from a few steps and are noisy, the more so on a CPU.
 """
 
 #: `--hold-effective-batch` without a number.
