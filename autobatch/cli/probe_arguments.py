@@ -25,9 +25,6 @@ update may have as many. N is cut to the rows of the dataset, and said so: with 
 tokens/s come from a few steps and are noisy, the more so on a CPU.
 """
 
-#: `--hold-effective-batch` without a number.
-_PRESENT = "present"
-
 _EPILOG = """\
 files in RUN/probe/:
   result.json    the answer, or why there is none; every trial; versions, device, density
@@ -151,7 +148,7 @@ def _add_choice_arguments(choice: argparse._ArgumentGroup) -> None:
         "--hold-effective-batch",
         nargs="?",
         type=_size_of_an_update,
-        const=_PRESENT,
+        const=True,
         metavar="N",
         help="choose batch_size x gradient_accumulation_steps = N, with the largest batch_size that divides N and "
         "fits, and write both (default N: the config's present product). Nothing else changes what an update sees",
@@ -241,7 +238,7 @@ def request_of(arguments: argparse.Namespace) -> ProbeRequest:
         accept_partial=arguments.accept_partial,
         estimate=not arguments.no_estimate,
         hold_effective_batch=held is not None,
-        effective_batch=None if held == _PRESENT else held,
+        effective_batch=None if held is True else held,
         effective_batch_in=Unit(arguments.effective_batch_in or Unit.SEQUENCES),
         prefer=Preference(arguments.prefer),
     )
