@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,9 @@ def test_more_than_the_dataset_has_is_cut_and_said(make_run: MakeRun, probe: Pro
     assert result.remarks[0].startswith(f"{packs} sequences an update, not 5000: the dataset has {packs}")
 
 
-def test_killed_after_the_files_were_written(make_run: MakeRun, probe: Probe) -> None:
+def test_killed_after_the_files_were_written_then_cut_short(
+    make_run: MakeRun, probe: Probe, capacity: int
+) -> None:
     run = make_run("misbehaving.py", misbehaviour="none")
     wrote: list[Event] = []
 
@@ -136,6 +139,20 @@ def test_killed_after_the_files_were_written(make_run: MakeRun, probe: Probe) ->
     assert result.before is not None
     assert (result.before.batch_size, result.before.gradient_accumulation_steps) == (4, 1)
 
+    journal = run / "probe" / "trials.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if '"batch_size": 12, "verdict"' not in line))
+    request = ProbeRequest(str(run), capacity_bytes=capacity, hold_effective_batch=True, effective_batch=24)
+    after = files_of(run)
+    refused = run_probe(request, deadline=1.0)
+    assert (refused.status, sizes(refused)) == (Status.OUT_OF_TIME, [1, 14, 15])
+    assert files_of(run) == after
+
+    partial = run_probe(replace(request, accept_partial=True), deadline=1.0)
+    assert (partial.batch_size, partial.gradient_accumulation_steps) == (1, 24)
+    assert partial.limit is Limit.TIME
+    assert settings_of(run) == ["batch_size: 1", "gradient_accumulation_steps: 24"]
+
 
 def test_the_smallest_that_is_as_fast(make_run: MakeRun, probe: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="saturates")
@@ -147,23 +164,9 @@ def test_the_smallest_that_is_as_fast(make_run: MakeRun, probe: Probe) -> None:
     assert (fastest.batch_size, fastest.limit) == (4, Limit.THROUGHPUT)
     assert sizes(fastest) == [1, 14, 15, 4, 2]
     rates = {trial.batch_size: trial.tokens_per_second or 0.0 for trial in fastest.trials}
-    assert rates[4] > 1.3 * rates[2] > 1.6 * rates[1]
+    assert rates[4] > 1.5 * rates[2] > 2 * rates[1]
     assert settings_of(run)[0] == "batch_size: 4"
     assert [len(trial.step_seconds) for trial in fastest.trials] == [3] * 5
-
-
-def test_without_time_for_the_division_that_is_missing(make_run: MakeRun, capacity: int) -> None:
-    run = make_run("misbehaving.py", misbehaviour="none")
-    probed = run_probe(ProbeRequest(str(run), capacity_bytes=capacity))
-    assert sizes(probed) == [1, 14, 15]
-    before = files_of(run)
-    held = {"capacity_bytes": capacity, "hold_effective_batch": True, "effective_batch": 60}
-
-    # What an accumulation of 1 was measured with doesn't cover a held batch: everything would be measured anew.
-    refused = run_probe(ProbeRequest(str(run), **held), deadline=1.0)
-
-    assert (refused.status, refused.status.exit_code, refused.trials) == (Status.OUT_OF_TIME, 1, ())
-    assert files_of(run) == before
 
 
 @pytest.fixture(scope="module")

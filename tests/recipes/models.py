@@ -9,7 +9,7 @@ from torchtune.models.llama3_2 import llama3_2
 
 def telling_llama3_2(**settings: Any) -> nn.Module:
     """`llama3_2` that prints a line for every batch: how many rows it has."""
-    model = llama3_2(**settings)
+    model: nn.Module = llama3_2(**settings)
 
     def tell(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         tokens: torch.Tensor = named["tokens"]
