@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from autobatch.errors import JobError, UsageError
-from autobatch.records import Metric, PackingMode, ProbeRequest, ProbeResult
+from autobatch.records import Metric, PackingMode, Preference, ProbeRequest, ProbeResult, Unit
 from autobatch.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def probe(
     density_sample: int | None = None,
     force: bool = False,
     estimate: bool = True,
+    hold_effective_batch: bool | int = False,
+    effective_batch_in: str = "sequences",
+    prefer: str = "memory",
     on_event: Callable[[Event], None] | None = None,
 ) -> ProbeResult:
     """Measure the largest batch_size of a run, write it into the run's files, and wait for the answer.
@@ -58,6 +61,11 @@ def probe(
         density_sample: estimate the density from about this many examples.
         force: measure again though a valid measurement is on file.
         estimate: begin the search with what an estimate says; the answer is the same without.
+        hold_effective_batch: choose batch_size and gradient_accumulation_steps so that an update takes so many
+            sequences; ``True`` for as many as the config says now.
+        effective_batch_in: what that number counts, ``sequences`` or ``examples``.
+        prefer: ``memory`` answers the largest batch_size that fits, ``throughput`` the smallest measured whose
+            tokens/s are within 3 % of the best.
         on_event: hears what happens, in this thread.
 
     Returns:
@@ -82,6 +90,10 @@ def probe(
         density_sample=density_sample,
         force=force,
         estimate=estimate,
+        hold_effective_batch=hold_effective_batch is not False,
+        effective_batch=None if isinstance(hold_effective_batch, bool) else hold_effective_batch,
+        effective_batch_in=_choice(Unit, effective_batch_in, "effective_batch_in"),
+        prefer=_choice(Preference, prefer, "prefer"),
     )
     return wait(start(request, cluster), on_event or (lambda event: None))
 

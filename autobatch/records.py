@@ -6,18 +6,15 @@ line of `probe/trials.jsonl` is one of them under a key that says which.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+
+# Under these names too: whoever has a record wants its JSON.
+from autobatch.json_form import from_json as from_json
+from autobatch.json_form import to_json as to_json
 
 #: Version of the JSON form of `ProbeResult`. A reader refuses a newer one.
 SCHEMA_VERSION = 1
-
-T = TypeVar("T")
 
 
 class Metric(str, Enum):
@@ -63,6 +60,8 @@ class Limit(str, Enum):
     MEMORY = "memory"
     DATASET = "dataset"
     MAX_BATCH_SIZE = "--max-batch-size"
+    HOLD = "--hold-effective-batch"
+    THROUGHPUT = "--prefer throughput"
     TIME = "the job's time limit"
 
 
@@ -72,6 +71,20 @@ class PackingMode(str, Enum):
     CONFIG = "config"  # finetune.yaml says packed: True
     PACK = "pack"  # --pack sets it
     UNPACKED = "unpacked"  # --unpacked probes with batches of the longest example
+
+
+class Unit(str, Enum):
+    """What an effective batch size counts."""
+
+    SEQUENCES = "sequences"  # rows of the dataset: packs, or examples where nothing is packed
+    EXAMPLES = "examples"
+
+
+class Preference(str, Enum):
+    """Which of the batch sizes that fit is the answer."""
+
+    MEMORY = "memory"  # the largest
+    THROUGHPUT = "throughput"  # the smallest within 3 % of the best tokens/s
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,10 @@ class ProbeRequest:
         force: measure again though a valid result is on file.
         accept_partial: when the job's time limit ends the search, take the largest size measured to fit.
         estimate: begin with what an estimate says, not with 1.
+        hold_effective_batch: choose batch_size and gradient_accumulation_steps for one effective batch size.
+        effective_batch: that size; None takes the config's present one.
+        effective_batch_in: what it counts.
+        prefer: which of the batch sizes that fit is the answer.
     """
 
     run_dir: str
@@ -110,6 +127,10 @@ class ProbeRequest:
     force: bool = False
     accept_partial: bool = False
     estimate: bool = True
+    hold_effective_batch: bool = False
+    effective_batch: int | None = None
+    effective_batch_in: Unit = Unit.SEQUENCES
+    prefer: Preference = Preference.MEMORY
 
 
 @dataclass(frozen=True)
@@ -187,7 +208,11 @@ class Trial:
             before any step.
         step_peaks_bytes: `peak_bytes` as it stood after each optimizer step.
         alloc_retries: times the CUDA allocator had to flush its cache; a trial with any doesn't fit.
-        tokens_per_second: of the last step, as the recipe logs it.
+        tokens_per_second: positions of all rows of an optimizer step, padding and prompts included, over the
+            median of `step_seconds` after the first, which also warms up (the first counts only when alone).
+            Not the `tokens_per_second_per_gpu` of torchtune's log: most recipes count the labels that are
+            trained on, so that it depends on which rows a batch happens to have.
+        step_seconds: time of each optimizer step, without the reading of the meter.
         seconds: from asking for the process to its end.
         start_seconds: of that, until torchtune is imported and the recipe begins.
         training_seconds: of that, in optimizer steps.
@@ -203,6 +228,7 @@ class Trial:
     step_peaks_bytes: tuple[int, ...] = ()
     alloc_retries: int = 0
     tokens_per_second: float | None = None
+    step_seconds: tuple[float, ...] = ()
     seconds: float = 0.0
     start_seconds: float | None = None
     training_seconds: float = 0.0
@@ -245,6 +271,25 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class EffectiveBatch:
+    """What one update of the optimizer trains on.
+
+    Attributes:
+        batch_size: sequences of a micro-batch.
+        gradient_accumulation_steps: micro-batches of an update, on each device.
+        sequences: batch_size x gradient_accumulation_steps x world_size.
+        examples: about how many those are, by the packing density.
+        world_size: devices that train together.
+    """
+
+    batch_size: int
+    gradient_accumulation_steps: int
+    sequences: int
+    examples: float
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The answer of a probe, as `probe/result.json` holds it.
 
@@ -257,11 +302,16 @@ class ProbeResult:
         metric: the peak that was held against the target.
         capacity_bytes: the memory that was planned for.
         target_bytes: what the peak may reach.
-        batch_size: the largest that fits, measured; None unless done.
+        batch_size: the answer, measured to fit; None unless done.
+        largest_batch_size: the largest that was found to fit; above batch_size where that is held, or preferred
+            for its throughput.
         batch_size_before: in finetune.yaml when the probe began.
         limit: what keeps batch_size from being larger.
         peak_bytes: measured at batch_size.
-        gradient_accumulation_steps: of the config.
+        gradient_accumulation_steps: that batch_size is for: the config's, or chosen with it.
+        before, after: the config's effective batch, as it was and as it is; None until the density is known,
+            and unless done.
+        remarks: what else the answer means, in sentences.
         trials: every trial, in the order in which they ran.
         fit: the line through the peaks; None with fewer than two.
         density: of the dataset.
@@ -284,10 +334,14 @@ class ProbeResult:
     capacity_bytes: int | None = None
     target_bytes: int | None = None
     batch_size: int | None = None
+    largest_batch_size: int | None = None
     batch_size_before: int | None = None
     limit: Limit | None = None
     peak_bytes: int | None = None
     gradient_accumulation_steps: int = 1
+    before: EffectiveBatch | None = None
+    after: EffectiveBatch | None = None
+    remarks: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     fit: Fit | None = None
     density: Density | None = None
@@ -300,56 +354,3 @@ class ProbeResult:
     seconds: float = 0.0
     reused: bool = False
     schema_version: int = SCHEMA_VERSION
-
-
-def to_json(record: Any) -> Any:
-    """`record` (one of the dataclasses above) as plain dicts, lists, strings and numbers."""
-    if dataclasses.is_dataclass(record):
-        return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
-    if isinstance(record, Enum):
-        return record.value
-    if isinstance(record, dict):
-        return {key: to_json(value) for key, value in record.items()}
-    if isinstance(record, (list, tuple)):
-        return [to_json(item) for item in record]
-    return record
-
-
-def from_json(kind: type[T], data: Any) -> T:
-    """The inverse of `to_json`; keys that this version doesn't know are passed over.
-
-    Raises:
-        ValueError: `data` doesn't have the shape of `kind`.
-    """
-    try:
-        return typing.cast(T, _decode(kind, data))
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"not a {kind.__name__}: {error}") from error
-
-
-def _decode(kind: Any, data: Any) -> Any:
-    origin = typing.get_origin(kind)
-    arguments = typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        return _decode(next(a for a in arguments if a is not type(None)), data)
-    if origin is tuple:
-        if not isinstance(data, list):
-            raise TypeError(f"{data!r} is not a list")
-        return tuple(_decode(arguments[0], item) for item in data)
-    if origin is dict:
-        return {key: _decode(arguments[1], value) for key, value in data.items()}
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {f.name: f for f in dataclasses.fields(kind)}
-        return typing.cast(Any, kind)(**{k: _decode(hints[k], v) for k, v in data.items() if k in known})
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(data)
-    if kind is float:
-        if isinstance(data, str) or not math.isfinite(data):
-            raise TypeError(f"{data!r} is not a finite number")
-        return float(data)
-    if not isinstance(data, kind):
-        raise TypeError(f"{data!r} is not of type {kind.__name__}")
-    return data

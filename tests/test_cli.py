@@ -136,6 +136,14 @@ class TestWrongUsage:
             pytest.param(
                 ["probe", "{run}", "--max-batch-size", "0"], "--max-batch-size 0 is less than 1", id="cap"
             ),
+            pytest.param(
+                ["probe", "--hold-effective-batch", "{run}"], "write RUN before", id="effective batch"
+            ),
+            pytest.param(
+                ["probe", "{run}", "--hold-effective-batch", "0"],
+                "--hold-effective-batch 0 is less than 1",
+                id="no effective batch",
+            ),
             pytest.param(["probe", "{run}", "--colour", "blue"], "--colour blue", id="unknown option"),
             pytest.param(
                 ["probe", "{run}", "--pack", "--unpacked"],
@@ -423,7 +431,7 @@ class TestProbe:
         assert answer.startswith("batch_size 2 (peak ")
         assert "--max-batch-size is the limit, not the memory\n" in answer
         assert "\npacking density " in answer
-        assert answer.endswith("written: batch_size 4 -> 2; finetune.yaml, ../runs_plan.md\n")
+        assert answer.endswith("written: finetune.yaml, ../runs_plan.md\n")
         assert "\n-batch_size: 4 " in diffs
         assert "\n+batch_size: 2 " in diffs
         assert f"+++ {run.parent}/runs_plan.md" in diffs
@@ -534,6 +542,11 @@ print(json.dumps({{
             pytest.param({"capacity": "much"}, "'much' is not a size", id="capacity"),
             pytest.param({"capacity": 0}, "--capacity 0 is less than 1", id="capacity in bytes"),
             pytest.param({"target": 0}, "target 0 is not in (0, 1]", id="target"),
+            pytest.param({"prefer": "speed"}, "must be one of memory, throughput", id="prefer"),
+            pytest.param({"effective_batch_in": "tokens"}, "must be one of sequences, examples", id="unit"),
+            pytest.param(
+                {"hold_effective_batch": 0}, "--hold-effective-batch 0 is less", id="effective batch"
+            ),
         ],
     )
     def test_arguments_that_cannot_be_used(

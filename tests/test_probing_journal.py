@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from autobatch.probing.journal import Decision, Journal
-from autobatch.records import Trial, Verdict, to_json
+from autobatch.records import EffectiveBatch, Trial, Verdict, to_json
 
 KEY: dict[str, Any] = {"fingerprint": "abc", "device": {"kind": "cpu", "name": "x", "total_bytes": 1}}
 ONE = Trial(
     1, Verdict.FITS, peak_bytes=10, peaks_bytes={"resident": 10}, before_bytes=5, step_peaks_bytes=(9, 10)
 )
 TWO = Trial(2, Verdict.OVER_TARGET, peak_bytes=20, peaks_bytes={"resident": 20}, tokens_per_second=1.5)
+BEFORE = EffectiveBatch(4, 2, 8, 40.0)
 THREE = Trial(3, Verdict.OUT_OF_MEMORY, detail="CUDA out of memory")
 
 
@@ -46,19 +47,19 @@ def test_a_new_journal_is_its_key(path: Path) -> None:
 
 
 def test_everything_comes_back(path: Path) -> None:
-    written(path, ONE, TWO, THREE, decision=Decision(1, 4))
+    written(path, ONE, TWO, THREE, decision=Decision(1, 8, BEFORE))
 
     journal = Journal(path, KEY)
 
     assert journal.trials == [ONE, TWO, THREE]
-    assert journal.decision == Decision(1, 4)
+    assert journal.decision == Decision(1, 8, BEFORE)
 
 
 def test_the_last_decision_counts(path: Path) -> None:
-    written(path, ONE, decision=Decision(1, 4))
-    Journal(path, KEY).add_decision(Decision(2, 1))
+    written(path, ONE, decision=Decision(1, 8, BEFORE))
+    Journal(path, KEY).add_decision(Decision(2, 4, BEFORE))
 
-    assert Journal(path, KEY).decision == Decision(2, 1)
+    assert Journal(path, KEY).decision == Decision(2, 4, BEFORE)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_the_last_decision_counts(path: Path) -> None:
     ],
 )
 def test_another_key_starts_anew(path: Path, key: dict[str, Any]) -> None:
-    written(path, ONE, TWO, decision=Decision(1, 4))
+    written(path, ONE, TWO, decision=Decision(1, 8, BEFORE))
 
     journal = Journal(path, key)
 

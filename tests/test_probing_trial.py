@@ -35,13 +35,15 @@ def first_batch(mib: int = 50) -> Event:
     return {"event": "first_batch", "time": 100.0, "current": {"resident": mib * MIB}}
 
 
-def step(mib: int, number: int = 1, retries: int = 0, rate: float | None = 900.0) -> Event:
+def step(mib: int, number: int = 1, retries: int = 0, seconds: float = 0.5) -> Event:
+    """Ends a quarter of a second before it is written down; the first began with the first batch."""
     return {
         "event": "step",
         "time": 100.0 + number,
         "peaks": {"resident": mib * MIB},
         "retries": retries,
-        "tokens_per_second": rate,
+        "began": None if number == 1 else 99.75 + number - seconds,
+        "ended": 99.75 + number,
     }
 
 
@@ -58,7 +60,9 @@ UNSTABLE: Event = {"event": "unstable", "time": 108.0}
 
 
 def read(events: list[Event], ended: Exit, *, oom_killed: bool = False, output: str = "") -> Trial:
-    return read_trial(3, events, ended, metric=Metric.RESIDENT, oom_killed=oom_killed, output=output)
+    return read_trial(
+        3, events, ended, metric=Metric.RESIDENT, step_tokens=450, oom_killed=oom_killed, output=output
+    )
 
 
 class TestHowItEnded:
@@ -74,6 +78,7 @@ class TestHowItEnded:
             step_peaks_bytes=(80 * MIB, 90 * MIB, 90 * MIB),
             alloc_retries=0,
             tokens_per_second=900.0,
+            step_seconds=(0.75, 0.5, 0.5),
             seconds=7.0,
             training_seconds=3.0,
         )
@@ -202,10 +207,38 @@ class TestHowItEnded:
 
         assert trial.alloc_retries == 4
 
-    def test_a_recipe_without_a_rate(self) -> None:
-        trial = read([first_batch(), step(80, rate=None), FINISHED], SUCCESS)
+    @pytest.mark.parametrize(
+        ("events", "seconds", "rate"),
+        [
+            pytest.param([first_batch(), step(80)], (0.75,), 600.0, id="the first alone"),
+            pytest.param([step(80)], (), None, id="the first alone, without its beginning"),
+            pytest.param([first_batch()], (), None, id="no step"),
+            pytest.param(
+                [first_batch(), step(80), step(80, 2, seconds=0.9)],
+                (0.75, 0.9),
+                500.0,
+                id="the first warms up",
+            ),
+            pytest.param([step(80), step(80, 2, seconds=0.9)], (0.9,), 500.0, id="the second alone is known"),
+            pytest.param(
+                [
+                    first_batch(),
+                    *steps(80, 80, 80),
+                    step(80, 4, seconds=0.9),
+                ],
+                (0.75, 0.5, 0.5, 0.9),
+                900.0,
+                id="one slow step of three is no matter",
+            ),
+        ],
+    )
+    def test_tokens_per_second(
+        self, events: list[Event], seconds: tuple[float, ...], rate: float | None
+    ) -> None:
+        trial = read([*events, FINISHED], SUCCESS)
 
-        assert trial.tokens_per_second is None
+        assert trial.step_seconds == pytest.approx(seconds)
+        assert trial.tokens_per_second == (None if rate is None else pytest.approx(rate))
 
     @pytest.mark.parametrize(
         ("trial", "killed"),
@@ -363,6 +396,7 @@ def trial_sections(
         rows=Path("run1/probe/rows.pt"),
         held_bytes=4096,
         packed=packed,
+        row_tokens=512,
         min_steps=min_steps,
         timeout_s=600,
         load_weights=load_weights,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from autobatch.records import (
     Density,
     Device,
+    EffectiveBatch,
     Fit,
     Limit,
     Metric,
@@ -35,6 +36,7 @@ TRIAL = Trial(
     step_peaks_bytes=(1, 2, 3),
     alloc_retries=2,
     tokens_per_second=1234.5,
+    step_seconds=(1.5, 0.5),
     seconds=1.5,
     start_seconds=0.25,
     training_seconds=0.5,
@@ -63,6 +65,9 @@ RESULT = ProbeResult(
     limit=Limit.MAX_BATCH_SIZE,
     peak_bytes=2**33,
     gradient_accumulation_steps=2,
+    before=EffectiveBatch(4, 2, 8, 20.0),
+    after=EffectiveBatch(7, 2, 14, 35.0),
+    remarks=("a", "b"),
     trials=(Trial(1, Verdict.FITS), TRIAL),
     fit=Fit(1.5, 2.5, 0.001),
     density=Density(
@@ -108,6 +113,7 @@ def test_the_json_form_is_plain() -> None:
         "step_peaks_bytes": [1],
         "alloc_retries": 0,
         "tokens_per_second": None,
+        "step_seconds": [],
         "seconds": 0.0,
         "start_seconds": None,
         "training_seconds": 0.0,

@@ -9,6 +9,7 @@ import pytest
 from autobatch.records import (
     Density,
     Device,
+    EffectiveBatch,
     Fit,
     Limit,
     Metric,
@@ -35,6 +36,9 @@ DONE = ProbeResult(
     batch_size_before=4,
     limit=Limit.MEMORY,
     peak_bytes=int(55.1 * GIB),
+    before=EffectiveBatch(4, 2, 8, 592.6),
+    after=EffectiveBatch(24, 2, 48, 3555.6),
+    remarks=("a remark",),
     trials=(
         Trial(
             1,
@@ -67,9 +71,13 @@ batch_size      peak  of capacity  tokens/s        time  verdict
         40         -            -         -       4.5 s  out of memory
 
 batch_size 24 (peak 55.1 GiB, 68.9 % of 80.0 GiB); batch_size 25 would take 71.7 %
+a remark
+        batch_size  gradient_accumulation_steps  sequences an update  about examples
+before           4                            2                    8  593
+after           24                            2                   48  3556
 packing density 74.07 examples per pack: 8000 examples in 108 packs of 2048 tokens, 99.2 % of them not padding
 fit: 1.80 GiB + 2.22 GiB for each sequence (largest residual 0.12 %)
-written: batch_size 4 -> 24; finetune.yaml, ../runs_plan.md
+written: finetune.yaml, ../runs_plan.md
 4 trials, 1 min 35 s in all; python 3.11.7, torch 2.13.0"""
 
 REFUSAL = """\
@@ -151,7 +159,7 @@ def test_a_row_without_a_capacity() -> None:
 
 
 def test_nothing_is_said_to_be_written_when_nothing_was() -> None:
-    lines = result_lines(replace(DONE, written=(), fit=None, density=None))
+    lines = result_lines(replace(DONE, written=(), fit=None, density=None, remarks=(), before=None))
 
     assert lines == [DONE.message]
 

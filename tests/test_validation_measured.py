@@ -113,6 +113,42 @@ def test_the_measurement_counts(size: int, limit: Limit, severity: str, what: st
     assert (finding.severity.value, finding.check, finding.what) == (severity, "batch-size-measured", what)
 
 
+@pytest.mark.parametrize(
+    ("size", "severity", "what", "remedy"),
+    [
+        pytest.param(
+            32,
+            "info",
+            "batch_size 32 is measured, peak 44.0 GiB, 55.0 % of 80.0 GiB; 40 fits too",
+            "",
+            id="as held",
+        ),
+        pytest.param(
+            42,
+            "error",
+            "batch_size 42 is above 40, the largest that was measured to fit",
+            "set batch_size: 32, or probe again with another --target or --capacity",
+            id="above what fits",
+        ),
+    ],
+)
+def test_a_held_answer_is_not_the_largest_that_fits(
+    size: int, severity: str, what: str, remedy: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path, config=changed(batch_size=size))
+    subject = read_subject(run / "finetune.yaml", Collector())
+    assert subject is not None
+    c = Collector()
+    found = result(Limit.HOLD)
+    trials = (*found.trials, Trial(32, Verdict.FITS, 44 * GIB))
+    held = replace(found, batch_size=32, largest_batch_size=40, trials=trials)
+
+    check_batch_size(subject, LIMITS[0], Measured(held), c)
+
+    (finding,) = c.sorted()
+    assert (finding.severity.value, finding.what, finding.remedy) == (severity, what, remedy)
+
+
 @pytest.fixture(scope="module")
 def probed(laid_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment of which run1 was probed, up to 2."""

@@ -136,6 +136,14 @@ def _plan(
     return plan
 
 
+def _held_lines(request: dict[str, Any]) -> list[str]:
+    if not request["hold_effective_batch"]:
+        return []
+    size = request["effective_batch"]
+    what = "the config's present one" if size is None else f"{size} {request['effective_batch_in']}"
+    return [f"effective batch: held at {what}"]
+
+
 def _plan_lines(plan: dict[str, Any]) -> list[str]:
     """The same for people."""
     request = plan["request"]
@@ -147,6 +155,7 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
         *plan["notes"],
         f"cluster: {plan['cluster']}",
         f"target: {100 * request['target_fraction']:g} % of {size}",
+        *_held_lines(request),
         f"would write: {', '.join(plan['would_write'])}",
     ]
     if "sbatch" in plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from autobatch.errors import UsageError
-from autobatch.records import Metric, PackingMode, ProbeRequest
+from autobatch.records import Metric, PackingMode, Preference, ProbeRequest, Unit
 from autobatch.units import parse_bytes
 
 _DESCRIPTION = """\
@@ -17,6 +17,12 @@ behind it into RUN/probe/result.json. Nothing is written before the last trial h
 
 _SLURM_DESCRIPTION = """\
 Each overrides autobatch.yaml, which overrides the #SBATCH header of finetune.slurm. Spelled as for sbatch.
+"""
+
+_CHOICE_DESCRIPTION = """\
+Without these, the largest that fits. Each answer is measured, with trials of at least two micro-batches where an
+update may have as many. N is cut to the rows of the dataset, and said so: with more, torchtune trains zero steps.
+tokens/s come from a few steps and are noisy, the more so on a CPU.
 """
 
 _EPILOG = """\
@@ -31,7 +37,8 @@ files in RUN/probe/:
 
 exit codes:
   0  done: the batch_size is in finetune.yaml
-  1  nothing fits, or the peak doesn't come to rest; no file was changed
+  1  nothing fits, the peak doesn't come to rest, or the effective batch can't be held (optimizer_in_bwd: True
+     forbids accumulation, and it doesn't fit as one batch); no file was changed
   2  the run or an option can't be used; no file was changed
   3  the recipe crashed or hung; no file was changed
 
@@ -125,6 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="begin the search with batch_size 1, not with what autobatch estimate says (the answer is the same)",
     )
+    _add_choice_arguments(parser.add_argument_group("which batch size is the answer"))
     output = parser.add_argument_group("output")
     output.add_argument(
         "--dry-run", action="store_true", help="check the run, say what would be done, do nothing"
@@ -132,6 +140,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--json", action="store_true", help="print the result (or the job, or the plan) as JSON"
     )
+
+
+def _add_choice_arguments(choice: argparse._ArgumentGroup) -> None:
+    choice.description = _CHOICE_DESCRIPTION
+    choice.add_argument(
+        "--hold-effective-batch",
+        nargs="?",
+        type=_size_of_an_update,
+        const=True,
+        metavar="N",
+        help="choose batch_size x gradient_accumulation_steps = N, with the largest batch_size that divides N and "
+        "fits, and write both (default N: the config's present product). Nothing else changes what an update sees",
+    )
+    choice.add_argument(
+        "--in",
+        dest="effective_batch_in",
+        choices=[unit.value for unit in Unit],
+        help="what that N counts: sequences, as the recipe does (default), or examples, by the packing density",
+    )
+    choice.add_argument(
+        "--prefer",
+        choices=[preference.value for preference in Preference],
+        default=Preference.MEMORY.value,
+        help="memory: the largest that fits (default); throughput: the smallest measured whose tokens/s are "
+        "within 3 %% of the best, with up to 4 trials more to find it",
+    )
+
+
+def _size_of_an_update(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number: write RUN before --hold-effective-batch, or N behind it"
+        ) from error
 
 
 def _add_slurm_arguments(slurm: argparse._ArgumentGroup) -> None:
@@ -174,6 +217,11 @@ def _add_slurm_arguments(slurm: argparse._ArgumentGroup) -> None:
 def request_of(arguments: argparse.Namespace) -> ProbeRequest:
     """The request that the options make; `run_dir` as it was typed."""
     mode = PackingMode.PACK if arguments.pack else PackingMode.CONFIG
+    held = arguments.hold_effective_batch
+    if arguments.effective_batch_in is not None and held is None:
+        raise UsageError(
+            f"--in {arguments.effective_batch_in} says what --hold-effective-batch counts: give that too"
+        )
     return ProbeRequest(
         run_dir=arguments.run,
         recipe=arguments.recipe,
@@ -189,6 +237,10 @@ def request_of(arguments: argparse.Namespace) -> ProbeRequest:
         force=arguments.force,
         accept_partial=arguments.accept_partial,
         estimate=not arguments.no_estimate,
+        hold_effective_batch=held is not None,
+        effective_batch=None if held is True else held,
+        effective_batch_in=Unit(arguments.effective_batch_in or Unit.SEQUENCES),
+        prefer=Preference(arguments.prefer),
     )
 
 

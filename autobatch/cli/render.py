@@ -55,10 +55,10 @@ def describe(event: Event) -> list[str]:
         ]
     if isinstance(event, Packed):
         lines = [density_line(event.density)]
-        if event.cap_reason == Limit.MAX_BATCH_SIZE.value:
-            lines.append(f"batch_size up to {event.cap} (--max-batch-size)")
-        else:
+        if event.cap_reason == Limit.DATASET.value:
             lines.append(f"the dataset allows batch_size up to {event.cap}")
+        else:
+            lines.append(f"batch_size up to {event.cap} ({event.cap_reason})")
         return lines
     if isinstance(event, Said):
         return [event.text]

@@ -14,7 +14,6 @@ lines (`EventFile`). Nested configs come as JSON strings: newer torchtune instan
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -89,6 +88,7 @@ class StepCounter:
         self._max_steps = max_steps
         self._tolerance = tolerance
         self._peaks: list[int] = []
+        self._step_began: float | None = None
 
     def log_config(self, config: Any) -> None:
         """Part of torchtune's metric logger interface."""
@@ -97,20 +97,23 @@ class StepCounter:
         """Part of torchtune's metric logger interface."""
 
     def log_dict(self, payload: Mapping[str, Any], step: int) -> None:
-        """Record the peaks after an optimizer step.
+        """Record time and peaks of an optimizer step.
 
         Raises:
             TrialFinished: the peak is at rest, or `max_steps` have run.
         """
+        # Recipes have waited for the card by now (`loss.item()`), all but those of the user's own perhaps.
+        self._meter.wait()
+        ended = time.monotonic()
         reading = self._meter.read()
         refuse_nothing(reading, self._metric)
         self._peaks.append(reading.peaks_bytes[self._metric])
-        rate = payload.get("tokens_per_second_per_gpu")
         self._events.append(
             "step",
             peaks=reading.peaks_bytes,
             retries=reading.alloc_retries,
-            tokens_per_second=float(rate) if rate is not None and math.isfinite(rate) else None,
+            began=self._step_began,
+            ended=ended,
         )
         if len(self._peaks) >= self._min_steps and self._at_rest():
             self._events.append("finished")
@@ -118,6 +121,8 @@ class StepCounter:
         if len(self._peaks) >= self._max_steps:
             self._events.append("unstable")
             raise TrialFinished
+        # Here, so that reading the meter and writing it down are in no step's time.
+        self._step_began = time.monotonic()
 
     def close(self) -> None:
         """Part of torchtune's metric logger interface."""

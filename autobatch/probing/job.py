@@ -1,6 +1,6 @@
 """The story of a probe on the node, from the run directory to the answer.
 
-    read the run -> find the device -> pack once -> search: trial after trial -> decide -> write back
+    read the run -> find the device -> pack once -> search: trial after trial -> choose -> write back
 
 Prints nothing: what happens is told through `Event`s. Nothing of the user's is written before the last
 trial has ended; `probe/result.json` comes last and says how it went, also when the answer is no.
@@ -11,25 +11,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from autobatch.edits.files import replace_file
 from autobatch.probing import outcome
+from autobatch.probing.choice import Choice, choose_measured, next_choice
 from autobatch.probing.density_store import DensityStore
-from autobatch.probing.events import (
-    Began,
-    Ended,
-    Event,
-    FoundDevice,
-    Packed,
-    Said,
-    Stepped,
-    TrialBegan,
-    TrialEnded,
-)
+from autobatch.probing.events import Began, Ended, Event, FoundDevice, Packed, Said
 from autobatch.probing.forecast import Forecaster, Hint, Occasion, hint_for
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.identity import device_of, is_packed, run_fingerprint
@@ -37,21 +28,13 @@ from autobatch.probing.journal import Decision, Journal
 from autobatch.probing.lock import only_one
 from autobatch.probing.meter import MALLOC_ENVIRONMENT
 from autobatch.probing.search import Answer, Cap, bracket_of, next_step
-from autobatch.probing.trial import TrialRunner, judge, was_killed
+from autobatch.probing.series import Deadline, Series, Stopped
+from autobatch.probing.trial import TrialRunner
 from autobatch.probing.trial_config import TrialSetup
 from autobatch.probing.versions import installed_versions
+from autobatch.probing.wish import Wish, batch_before, cap_of, wish_of
 from autobatch.probing.writeback import write_back
-from autobatch.records import (
-    Density,
-    Limit,
-    Metric,
-    ProbeRequest,
-    ProbeResult,
-    Status,
-    Trial,
-    Verdict,
-    to_json,
-)
+from autobatch.records import Limit, Metric, ProbeRequest, ProbeResult, Status, to_json
 from autobatch.runs.directory import RunDirectory, read_run
 from autobatch.runs.fingerprint import data_signature
 from autobatch.runs.results import RESULT, find_result
@@ -60,9 +43,6 @@ JOURNAL = "trials.jsonl"
 
 #: An estimate that takes longer costs more than the trials that it saves.
 _FORECAST_S = 90.0
-
-#: Seconds to leave for writing the answer down.
-_WRITE_BACK_S = 10.0
 
 
 def run_probe(
@@ -91,7 +71,9 @@ def run_probe(
     began = time.monotonic()
     run = read_run(Path(request.run_dir), request)
     with only_one(run.path / "probe"):
-        probe = _Probe(request, run, tell, began, deadline, forecaster if request.estimate else None)
+        probe = _Probe(
+            request, run, tell, began, Deadline(deadline), forecaster if request.estimate else None
+        )
         result = probe.carry_out()
         tell(Ended(result))
         return result
@@ -106,7 +88,7 @@ class _Probe:
         run: RunDirectory,
         tell: Callable[[Event], None],
         began: float,
-        deadline: float | None,
+        deadline: Deadline,
         forecaster: Forecaster | None,
     ) -> None:
         self._request = request
@@ -117,8 +99,6 @@ class _Probe:
         self._forecaster = forecaster
         self._directory = run.path / "probe"
         self._started = _utc_now()
-        self._measured_now = 0
-        self._resumed_seconds = 0.0
         if run.script is not None:
             # The probe must allocate as the training job will.
             os.environ.update(run.script.exports)
@@ -161,157 +141,158 @@ class _Probe:
         packing = store.get(self._server, self._tell, fresh=request.force)
         if packing.density is None:
             return self._end(outcome.packing_failed(result, run, packing.error))
-        result = replace(result, density=packing.density)
-        cap = self._cap(packing.density)
-        self._tell(Packed(packing.density, cap.batch_size, cap.limit.value))
+        density = packing.density
+        wish = wish_of(request, run, density)
+        # What is measured covers every way to divide a held batch; the fingerprint of the way chosen comes later.
+        measured = run.with_batch(run.batch_size, wish.accumulation_measured)
+        result = replace(
+            result,
+            density=density,
+            before=batch_before(run, density),
+            fingerprint=run_fingerprint(measured, request, device),
+            remarks=wish.hold.remarks if wish.hold else (),
+        )
+        cap = cap_of(request, wish, density)
+        self._tell(Packed(density, cap.batch_size, cap.limit.value))
+        if wish.hold is not None:
+            self._tell(Said(outcome.holding(wish.hold, density)))
         if cap.batch_size < 1:
             return self._end(outcome.too_few_packs(result))
-        return self._search(result, cap, store.rows, packing.held_bytes)
+        return self._search(result, measured, wish, cap, store.rows, packing.held_bytes)
 
-    def _search(self, result: ProbeResult, cap: Cap, rows: Path, held_bytes: int) -> ProbeResult:
-        assert result.device is not None
-        metric, target_bytes = result.metric, result.target_bytes
+    def _search(
+        self, result: ProbeResult, run: RunDirectory, wish: Wish, cap: Cap, rows: Path, held_bytes: int
+    ) -> ProbeResult:
+        """Find what fits and choose from it; `run` as it is measured."""
+        device, metric, target_bytes, density = (
+            result.device,
+            result.metric,
+            result.target_bytes,
+            result.density,
+        )
+        assert device is not None
         assert metric is not None
         assert target_bytes is not None
+        assert density is not None
         journal = self._open_journal(result)
         runner = TrialRunner(
             self._server,
             TrialSetup(
-                config=self._run.config,
-                recipe=self._run.recipe.path,
-                working_dir=self._run.working_dir,
-                device=result.device.kind,
+                config=run.config,
+                recipe=run.recipe.path,
+                working_dir=run.working_dir,
+                device=device.kind,
                 metric=metric,
                 target_bytes=target_bytes,
                 rows=rows,
                 held_bytes=held_bytes,
                 packed=self._packed,
+                row_tokens=(density.max_seq_len if density.packed else None) or density.longest_example,
                 min_steps=self._request.min_steps,
                 timeout_s=self._request.trial_timeout_s,
                 load_weights=self._request.load_weights,
                 directory=self._directory,
             ),
         )
-        hint = self._hint(result, cap, held_bytes, journal)
-        result = replace(result, prediction=hint.prediction())
-        # What an interrupted probe began with is on file, and costs nothing to begin with again.
-        guess = journal.trials[0].batch_size if journal.trials else hint.guess
-        trials: list[Trial] = []
-        on_file = {trial.batch_size: trial for trial in journal.trials if _is_usable(trial, metric)}
-        while True:
-            step = next_step(trials, target_bytes=target_bytes, cap=cap, guess=guess)
-            if isinstance(step, Answer):
-                result = replace(result, prediction=hint.prediction(step.batch_size))
-                return self._decide(replace(result, trials=tuple(trials)), step, journal)
-            known = on_file.get(step.batch_size)
-            if known is not None:
-                trial = judge(known, metric, target_bytes)
-                self._resumed_seconds += trial.seconds
-            elif self._is_too_late(trials):
-                return self._out_of_time(replace(result, trials=tuple(trials)), cap, journal)
-            else:
-                bracket = bracket_of(trials, cap.batch_size)
-                self._tell(
-                    TrialBegan(
-                        step.batch_size,
-                        bracket.fits,
-                        bracket.fails if bracket.fails <= cap.batch_size else None,
-                    )
-                )
-                trial = self._measure(runner, step.batch_size)
-                if trial.verdict is Verdict.TIMED_OUT and self._seconds_left() <= 0:
-                    return self._out_of_time(replace(result, trials=tuple(trials)), cap, journal)
-                journal.add_trial(trial)
-                self._measured_now += 1
-            trials.append(trial)
-            self._tell(TrialEnded(trial, resumed=known is not None))
-            if trial.verdict in outcome.ENDS_THE_PROBE:
-                return self._end(outcome.trial_failed(replace(result, trials=tuple(trials)), trial))
-
-    def _hint(self, result: ProbeResult, cap: Cap, held_bytes: int, journal: Journal) -> Hint:
-        assert result.device is not None
-        assert result.metric is not None
-        assert result.target_bytes is not None
         occasion = Occasion(
-            run=self._run,
+            run=run,
             packed=self._packed,
             server=self._server,
-            device=result.device,
-            metric=result.metric,
+            device=device,
+            metric=metric,
             held_bytes=held_bytes,
-            timeout_s=min(_FORECAST_S, self._seconds_left() / 4),
+            timeout_s=min(_FORECAST_S, self._deadline.seconds_left() / 4),
         )
+        hint = self._hint(occasion, target_bytes, cap, journal)
+        # What an interrupted probe began with is on file, and costs nothing to begin with again.
+        guess = journal.trials[0].batch_size if journal.trials else hint.guess
+        if wish.hold is not None and not wish.hold.accumulates:
+            guess = cap.batch_size
+        series = Series(
+            runner,
+            journal,
+            metric=metric,
+            target_bytes=target_bytes,
+            cap=cap.batch_size,
+            deadline=self._deadline,
+            tell=self._tell,
+        )
+        answer = series.follow(
+            lambda trials: next_step(trials, target_bytes=target_bytes, cap=cap, guess=guess)
+        )
+        choice = answer if isinstance(answer, Stopped) else self._choose(series, answer, wish)
+        if choice is Stopped.OUT_OF_TIME:
+            choice = self._choose_in_time(series, answer, wish, cap)
+        result = replace(result, trials=tuple(series.trials), prediction=hint.prediction())
+        if choice is Stopped.FAILED:
+            return self._end(outcome.trial_failed(result, series.trials[-1]), series)
+        if choice is Stopped.OUT_OF_TIME:
+            bracket = bracket_of(series.trials, cap.batch_size)
+            return self._end(outcome.out_of_time(result, bracket), series)
+        if isinstance(choice, Choice):
+            result = replace(result, prediction=hint.prediction(choice.batch_size))
+            return self._decide(result, choice, journal, series)
+        if isinstance(answer, Answer) and answer.batch_size is None:
+            return self._end(outcome.nothing_fits(result), series)
+        return self._end(outcome.cannot_hold(result, wish), series)
+
+    def _choose(self, series: Series, answer: Answer, wish: Wish) -> Choice | Stopped | None:
+        if answer.batch_size is None:
+            return None
+        searched = len(series.trials)
+        return series.follow(lambda trials: next_choice(trials, answer, wish, searched))
+
+    def _choose_in_time(
+        self, series: Series, answer: Answer | Stopped, wish: Wish, cap: Cap
+    ) -> Choice | Stopped:
+        """What may be chosen of the trials that there was time for."""
+        partial = self._request.accept_partial
+        if isinstance(answer, Stopped):
+            fits = bracket_of(series.trials, cap.batch_size).fits
+            if not (partial and fits):
+                return Stopped.OUT_OF_TIME
+            answer = Answer(fits, Limit.TIME)
+        return choose_measured(series.trials, answer, wish, accept_partial=partial) or Stopped.OUT_OF_TIME
+
+    def _hint(self, occasion: Occasion, target_bytes: int, cap: Cap, journal: Journal) -> Hint:
         forecaster = None if journal.trials else self._forecaster
-        hint = hint_for(forecaster, occasion, result.target_bytes, cap.batch_size)
+        hint = hint_for(forecaster, occasion, target_bytes, cap.batch_size)
         prediction = hint.prediction()
         if prediction is not None:
             self._tell(Said(outcome.predicted(prediction)))
         return hint
 
-    def _is_too_late(self, trials: Sequence[Trial]) -> bool:
-        """Whether another trial, taking half as long again as the longest yet, would outlast the deadline."""
-        return 1.5 * max((trial.seconds for trial in trials), default=0.0) > self._seconds_left()
-
-    def _seconds_left(self) -> float:
-        """For measuring, with enough kept for writing the answer down."""
-        if self._deadline is None:
-            return float("inf")
-        return self._deadline - _WRITE_BACK_S - time.time()
-
-    def _out_of_time(self, result: ProbeResult, cap: Cap, journal: Journal) -> ProbeResult:
-        bracket = bracket_of(result.trials, cap.batch_size)
-        if self._request.accept_partial and bracket.fits:
-            return self._decide(result, Answer(bracket.fits, Limit.TIME), journal)
-        return self._end(outcome.out_of_time(result, bracket))
-
-    def _measure(self, runner: TrialRunner, batch_size: int) -> Trial:
-        seen = 0
-
-        def on_step(steps: int) -> None:
-            nonlocal seen
-            if steps > seen:
-                seen = steps
-                self._tell(Stepped(batch_size, steps))
-
-        trial = runner.run(batch_size, on_step, at_most_s=self._seconds_left())
-        if was_killed(trial):
-            self._tell(
-                Said(f"batch_size {batch_size}: the trial was {trial.detail.splitlines()[0]}; once more")
-            )
-            seen = 0
-            trial = runner.run(batch_size, on_step, at_most_s=self._seconds_left())
-        return trial
-
-    def _decide(self, result: ProbeResult, answer: Answer, journal: Journal) -> ProbeResult:
-        if answer.batch_size is None:
-            return self._end(outcome.nothing_fits(result))
-        before = self._run.batch_size
-        if journal.decision is not None and journal.decision.batch_size == answer.batch_size == before:
-            # Killed, or run again, after finetune.yaml was written: what is in it now is our own value.
-            before = journal.decision.batch_size_before
-        result = outcome.done(replace(result, batch_size_before=before), answer)
+    def _decide(self, result: ProbeResult, choice: Choice, journal: Journal, series: Series) -> ProbeResult:
+        run = self._run
+        new = (choice.batch_size, choice.gradient_accumulation_steps)
+        decision, before = journal.decision, result.before
+        assert before is not None
+        assert result.device is not None
+        if decision is not None and decision.is_for(*new) and new == _settings_of(run):
+            # Killed, or run again, after finetune.yaml was written: what is in it now are our own values.
+            before = decision.before
+        result = replace(
+            result,
+            before=before,
+            batch_size_before=before.batch_size,
+            # As it is trained with now: a held batch may be measured with more micro-batches than that.
+            fingerprint=run_fingerprint(run.with_batch(*new), self._request, result.device),
+        )
+        result = outcome.done(result, choice)
         stored = find_result(self._directory / RESULT)
-        if journal.decision is None or journal.decision.batch_size != answer.batch_size:
-            journal.add_decision(Decision(answer.batch_size, before))
-        written = write_back(self._run, result, self._tell)
-        if self._measured_now == 0 and not written and stored is not None and _same_answer(stored, result):
+        if decision is None or not decision.is_for(*new):
+            journal.add_decision(Decision(*new, before))
+        written = write_back(run, result, self._tell)
+        if series.measured == 0 and not written and stored is not None and _same_answer(stored, result):
             return replace(stored, reused=True)
-        return self._end(replace(result, written=written))
+        return self._end(replace(result, written=written), series)
 
-    def _end(self, result: ProbeResult) -> ProbeResult:
-        seconds = time.monotonic() - self._began + self._resumed_seconds
+    def _end(self, result: ProbeResult, series: Series | None = None) -> ProbeResult:
+        seconds = time.monotonic() - self._began + (series.resumed_seconds if series else 0.0)
         result = replace(result, ended=_utc_now(), seconds=seconds)
         text = json.dumps(to_json(result), indent=2, ensure_ascii=False) + "\n"
         replace_file(self._directory / RESULT, text, expected=None)
         return result
-
-    def _cap(self, density: Density) -> Cap:
-        # torchtune drops the last incomplete step: with fewer packs it trains zero steps and exits 0.
-        by_dataset = density.packs_at_least // self._run.gradient_accumulation_steps
-        asked = self._request.max_batch_size
-        if asked is not None and asked < by_dataset:
-            return Cap(asked, Limit.MAX_BATCH_SIZE)
-        return Cap(by_dataset, Limit.DATASET)
 
     def _open_journal(self, result: ProbeResult) -> Journal:
         key = {
@@ -328,19 +309,29 @@ class _Probe:
         return Journal(self._directory / JOURNAL, key, fresh=self._request.force)
 
 
-def _is_usable(trial: Trial, metric: Metric) -> bool:
-    """Whether a trial of the journal has the peak that counts: someone may have edited it."""
-    return trial.verdict is Verdict.OUT_OF_MEMORY or metric.value in trial.peaks_bytes
+def _settings_of(run: RunDirectory) -> tuple[int, int]:
+    return run.batch_size, run.gradient_accumulation_steps
 
 
 def _same_answer(one: ProbeResult, two: ProbeResult) -> bool:
     return (
         one.status is Status.DONE
-        and (one.batch_size, one.fingerprint, one.target_bytes, one.metric, one.limit)
-        == (two.batch_size, two.fingerprint, two.target_bytes, two.metric, two.limit)
+        and _asked(one.request) == _asked(two.request)
+        and (one.message, one.fingerprint, one.target_bytes, one.metric, one.limit, one.after, one.remarks)
+        == (two.message, two.fingerprint, two.target_bytes, two.metric, two.limit, two.after, two.remarks)
         and one.density is not None
         and two.density is not None
         and replace(one.density, seconds=0) == replace(two.density, seconds=0)
+    )
+
+
+def _asked(request: ProbeRequest) -> tuple[object, ...]:
+    """What a request asks beside that it fits."""
+    return (
+        request.hold_effective_batch,
+        request.effective_batch,
+        request.effective_batch_in,
+        request.prefer,
     )
 
 

@@ -5,7 +5,7 @@ that the write-back is about to carry out:
 
     {"key": {"fingerprint": "...", "device": {...}, ...}, "schema_version": 1}
     {"trial": {"batch_size": 1, "verdict": "fits", ...}}
-    {"decision": {"batch_size": 24, "batch_size_before": 4}}
+    {"decision": {"batch_size": 24, "gradient_accumulation_steps": 1, "before": {"batch_size": 4, ...}}}
 
 A journal with another key holds measurements of something else; it is started anew.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autobatch.records import SCHEMA_VERSION, Trial, Verdict, from_json, to_json
+from autobatch.records import SCHEMA_VERSION, EffectiveBatch, Trial, Verdict, from_json, to_json
 
 #: Verdicts that say something about memory and are not measured again. The others (a crash, a hang) may
 #: have been mended since.
@@ -30,12 +30,20 @@ class Decision:
     """The answer that the write-back carries out.
 
     Attributes:
-        batch_size: the new value.
-        batch_size_before: the value in finetune.yaml when the probe began.
+        batch_size, gradient_accumulation_steps: the new values.
+        before: what finetune.yaml said when the probe began.
     """
 
     batch_size: int
-    batch_size_before: int
+    gradient_accumulation_steps: int
+    before: EffectiveBatch
+
+    def is_for(self, batch_size: int, gradient_accumulation_steps: int) -> bool:
+        """Whether these are the new values."""
+        return (batch_size, gradient_accumulation_steps) == (
+            self.batch_size,
+            self.gradient_accumulation_steps,
+        )
 
 
 class Journal:

@@ -31,6 +31,9 @@ class Meter(Protocol):
     def read(self) -> Reading:
         """Memory now, and its peaks so far."""
 
+    def wait(self) -> None:
+        """Return when the device has done what it was given."""
+
 
 class CpuMeter:
     """Peak resident set of this process, from the kernel's high-water mark.
@@ -46,6 +49,9 @@ class CpuMeter:
         )
         peak, now = (int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS"))
         return Reading({Metric.RESIDENT.value: peak}, {Metric.RESIDENT.value: now})
+
+    def wait(self) -> None:
+        """The CPU has done it already."""
 
 
 class CudaMeter:
@@ -76,6 +82,12 @@ class CudaMeter:
         }
         self._peaks = {name: max(peak, self._peaks.get(name, 0)) for name, peak in peaks.items()}
         return Reading(dict(self._peaks), current, int(stats.get("num_alloc_retries", 0)))
+
+    def wait(self) -> None:
+        """Kernels run on after the calls that launch them."""
+        import torch
+
+        torch.cuda.synchronize()
 
 
 #: Makes the resident set a function of what is allocated: every large block is mapped by itself and

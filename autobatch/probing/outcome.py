@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from autobatch.probing.search import Answer, Bracket, fit_line
-from autobatch.records import Limit, Prediction, ProbeResult, Status, Trial, Verdict
+from autobatch.probing.choice import Choice, throughput_remark
+from autobatch.probing.effective_batch import Hold, effective_batch
+from autobatch.probing.search import Bracket, fit_line
+from autobatch.probing.wish import Wish, examples_per_row
+from autobatch.records import Density, Limit, Prediction, Preference, ProbeResult, Status, Trial, Verdict
 from autobatch.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
@@ -27,32 +30,68 @@ def predicted(prediction: Prediction) -> str:
     )
 
 
-def done(result: ProbeResult, answer: Answer) -> ProbeResult:
-    """The largest batch_size that fits, and what keeps it from being larger."""
-    at_answer = next(t for t in result.trials if t.batch_size == answer.batch_size)
-    assert at_answer.peak_bytes is not None
+def holding(held: Hold, density: Density) -> str:
+    """The effective batch that will be held, before anything is measured."""
+    return "; ".join((f"holding the effective batch at {_sequences(held.sequences, density)}", *held.remarks))
+
+
+def done(result: ProbeResult, choice: Choice) -> ProbeResult:
+    """The batch_size that was chosen, and what keeps it from being larger."""
+    at_choice = next(t for t in result.trials if t.batch_size == choice.batch_size)
+    assert at_choice.peak_bytes is not None
     assert result.capacity_bytes is not None
+    assert result.density is not None
     peak = (
-        f"peak {format_bytes(at_answer.peak_bytes)}, "
-        f"{format_percent(at_answer.peak_bytes, result.capacity_bytes)} of {format_bytes(result.capacity_bytes)}"
+        f"peak {format_bytes(at_choice.peak_bytes)}, "
+        f"{format_percent(at_choice.peak_bytes, result.capacity_bytes)} of {format_bytes(result.capacity_bytes)}"
     )
-    if answer.limit is Limit.MEMORY:
-        reason = _what_the_next_did(result, answer)
-    elif answer.limit is Limit.DATASET:
-        reason = _dataset_is_the_limit(result)
-    elif answer.limit is Limit.TIME:
-        reason = "the job's time limit ended the search: a larger one may fit (--accept-partial)"
-    else:
-        reason = "--max-batch-size is the limit, not the memory"
+    after = effective_batch(
+        choice.batch_size, choice.gradient_accumulation_steps, examples_per_row(result.density)
+    )
+    answer = f"batch_size {choice.batch_size}"
+    if result.request.hold_effective_batch:
+        product = _sequences(after.sequences, result.density)
+        answer += f" x gradient_accumulation_steps {choice.gradient_accumulation_steps} = {product}"
     return replace(
         result,
         status=Status.DONE,
-        message=f"batch_size {answer.batch_size} ({peak}); {reason}",
-        batch_size=answer.batch_size,
-        limit=answer.limit,
-        peak_bytes=at_answer.peak_bytes,
+        message=f"{answer} ({peak}); {choice.why or _why_not_larger(result, choice)}",
+        batch_size=choice.batch_size,
+        gradient_accumulation_steps=choice.gradient_accumulation_steps,
+        largest_batch_size=choice.largest,
+        limit=choice.limit,
+        peak_bytes=at_choice.peak_bytes,
         fit=fit_line(result.trials),
+        after=after,
+        remarks=(*result.remarks, *_on_throughput(result, choice)),
     )
+
+
+def _why_not_larger(result: ProbeResult, choice: Choice) -> str:
+    """What keeps the largest size that was found to fit from being larger."""
+    if choice.limit is Limit.MEMORY:
+        return _what_the_next_did(result, choice)
+    if choice.limit is Limit.DATASET:
+        return _dataset_is_the_limit(result)
+    if choice.limit is Limit.TIME:
+        return "the job's time limit ended the search: a larger one may fit (--accept-partial)"
+    return f"{choice.limit.value} is the limit, not the memory"
+
+
+def _on_throughput(result: ProbeResult, choice: Choice) -> tuple[str, ...]:
+    """Whether a smaller size would be as fast, unless that is what was asked for."""
+    if result.request.prefer is not Preference.THROUGHPUT:
+        remark = throughput_remark(result.trials, choice.batch_size)
+        return (remark,) if remark else ()
+    if choice.limit is Limit.THROUGHPUT:
+        return ()
+    return (f"no smaller size that was measured comes within 3 % of the tokens/s of {choice.batch_size}",)
+
+
+def _sequences(count: int, density: Density) -> str:
+    if not density.packed:
+        return f"{count} examples"
+    return f"{count} sequences, about {count * density.examples_per_pack:.0f} examples"
 
 
 def nothing_fits(result: ProbeResult) -> ProbeResult:
@@ -98,6 +137,26 @@ def too_few_packs(result: ProbeResult) -> ProbeResult:
     return replace(result, status=Status.NOTHING_FITS, message=message, limit=Limit.DATASET)
 
 
+def cannot_hold(result: ProbeResult, wish: Wish) -> ProbeResult:
+    """The one batch_size that could be the whole effective batch doesn't fit, and the recipe can't accumulate."""
+    held = wish.hold
+    assert held is not None
+    fits = max(t.batch_size for t in result.trials if t.verdict is Verdict.FITS)
+    message = (
+        f"the effective batch of {held.sequences} can't be held: optimizer_in_bwd: True forbids gradient "
+        f"accumulation, so batch_size would have to be {held.per_device}, and the largest measured to fit is "
+        f"{fits}. Set optimizer_in_bwd: False, or hold at most {fits} (--hold-effective-batch {fits})"
+    )
+    return replace(
+        result,
+        status=Status.NOTHING_FITS,
+        message=message,
+        limit=Limit.HOLD,
+        largest_batch_size=fits,
+        fit=fit_line(result.trials),
+    )
+
+
 def out_of_time(result: ProbeResult, bracket: Bracket) -> ProbeResult:
     """The job's time limit ended the search with the bracket open."""
     fits = f"batch_size {bracket.fits} fits" if bracket.fits else "nothing was measured to fit"
@@ -131,10 +190,9 @@ def trial_failed(result: ProbeResult, trial: Trial) -> ProbeResult:
     return replace(result, status=status, message=message, fit=fit_line(result.trials))
 
 
-def _what_the_next_did(result: ProbeResult, answer: Answer) -> str:
-    assert answer.batch_size is not None
+def _what_the_next_did(result: ProbeResult, choice: Choice) -> str:
     assert result.capacity_bytes is not None
-    following = next(t for t in result.trials if t.batch_size == answer.batch_size + 1)
+    following = next(t for t in result.trials if t.batch_size == choice.batch_size + 1)
     name = f"batch_size {following.batch_size}"
     if following.verdict is Verdict.OUT_OF_MEMORY:
         return f"{name} ran out of memory"
@@ -149,7 +207,7 @@ def _dataset_is_the_limit(result: ProbeResult) -> str:
     assert density is not None
     rows = "packs" if density.packed else "examples"
     sampled = "by the sample, at least " if density.packs_at_least < density.packs else ""
-    return (
-        f"the dataset is the limit, not the memory: {sampled}{density.packs_at_least} {rows} // "
-        f"{result.gradient_accumulation_steps} gradient_accumulation_steps"
-    )
+    limit = f"the dataset is the limit, not the memory: {sampled}{density.packs_at_least} {rows}"
+    if result.request.hold_effective_batch:
+        return limit
+    return f"{limit} // {result.gradient_accumulation_steps} gradient_accumulation_steps"

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from autobatch.probing.components import EventFile
 from autobatch.probing.forkserver import Exit, ForkServer
 from autobatch.probing.meter import oom_kills
-from autobatch.probing.trial_config import TrialSetup, trial_config
+from autobatch.probing.trial_config import TrialSetup, micro_batches, trial_config
 from autobatch.probing.worker import TrialSpec, run_recipe
 from autobatch.records import Metric, Trial, Verdict
 from autobatch.runs.out_of_memory import is_out_of_memory
@@ -77,6 +78,7 @@ class TrialRunner:
             said,
             ended,
             metric=setup.metric,
+            step_tokens=batch_size * micro_batches(setup.config) * setup.row_tokens,
             oom_killed=oom_kills() > kills,
             output=_tail(log),
         )
@@ -95,15 +97,27 @@ def read_trial(
     ended: Exit,
     *,
     metric: Metric,
+    step_tokens: int,
     oom_killed: bool,
     output: str,
 ) -> Trial:
-    """What a trial's events and its exit say. Whether a finished trial fits is `judge`'s to say."""
+    """What a trial's events and its exit say. Whether a finished trial fits is `judge`'s to say.
+
+    Args:
+        batch_size: sequences per micro-batch.
+        events: of the trial's event file.
+        ended: how its process did.
+        metric: the peak that counts.
+        step_tokens: positions of all rows of an optimizer step.
+        oom_killed: whether the kernel's OOM killer struck meanwhile.
+        output: the last lines of what it printed.
+    """
     steps = [event for event in events if event["event"] == "step"]
     first = next((event for event in events if event["event"] == "first_batch"), None)
     error = next((event for event in events if event["event"] == "error"), None)
     names = {event["event"] for event in events}
     peaks = tuple(step["peaks"][metric.value] for step in steps)
+    seconds = _step_seconds(steps, first)
     trial = Trial(
         batch_size=batch_size,
         verdict=Verdict.CRASHED,
@@ -112,7 +126,8 @@ def read_trial(
         before_bytes=_in_use(first["current"], metric) if first else None,
         step_peaks_bytes=peaks,
         alloc_retries=max((step["retries"] for step in steps), default=0),
-        tokens_per_second=steps[-1]["tokens_per_second"] if steps else None,
+        tokens_per_second=_rate(step_tokens, seconds, len(steps)),
+        step_seconds=seconds,
         seconds=ended.seconds,
         training_seconds=steps[-1]["time"] - first["time"] if steps and first else 0.0,
     )
@@ -143,6 +158,21 @@ def judge(trial: Trial, metric: Metric, target_bytes: int) -> Trial:
 def was_killed(trial: Trial) -> bool:
     """Whether the trial's process was killed from outside, which says nothing about its batch size."""
     return trial.verdict is Verdict.CRASHED and trial.detail.startswith("killed by signal")
+
+
+def _step_seconds(steps: Sequence[dict[str, Any]], first_batch: dict[str, Any] | None) -> tuple[float, ...]:
+    """Time of each optimizer step; the first begins with its first batch, and has none where that isn't known."""
+    began = [first_batch["time"] if first_batch else None, *(step["began"] for step in steps[1:])]
+    return tuple(
+        step["ended"] - start for step, start in zip(steps, began, strict=False) if start is not None
+    )
+
+
+def _rate(step_tokens: int, step_seconds: Sequence[float], steps: int) -> float | None:
+    """Tokens per second of the median step, without the first, which also warms up, if there are others."""
+    counted = step_seconds[-(steps - 1) :] if steps > 1 else step_seconds
+    typical = median(counted) if counted else 0.0
+    return step_tokens / typical if typical > 0 else None
 
 
 def _in_use(current: Mapping[str, int], metric: Metric) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autobatch.probing.effective_batch import MAX_MICRO_BATCHES
 from autobatch.records import Metric
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ PEAK_TOLERANCE = 0.002
 
 #: A peak that still grows after so many optimizer steps has no final value to measure.
 MAX_STEPS = 8
-
-#: Micro-batches of a step. With two the gradients are accumulated; more add no memory.
-MAX_MICRO_BATCHES = 2
 
 _COMPONENTS = "autobatch.probing.components"
 
@@ -39,6 +37,7 @@ class TrialSetup:
         rows: file of stored rows.
         held_bytes: resident memory that the whole dataset takes.
         packed: whether they are packs.
+        row_tokens: positions of a row in a batch; of a preference pair, those of the longer of the two.
         min_steps: optimizer steps of a trial, at least.
         timeout_s: after which a trial counts as hung.
         load_weights: use the config's own checkpointers.
@@ -54,6 +53,7 @@ class TrialSetup:
     rows: Path
     held_bytes: int
     packed: bool
+    row_tokens: int
     min_steps: int
     timeout_s: float
     load_weights: bool
@@ -105,10 +105,9 @@ def shortened(config: DictConfig, batch_size: int, steps: int) -> dict[str, Any]
     """The config's sections, resolved, for `steps` optimizer steps at `batch_size`."""
     from omegaconf import OmegaConf
 
-    accumulation = min(int(config.get("gradient_accumulation_steps") or 1), MAX_MICRO_BATCHES)
     overrides = {
         "batch_size": batch_size,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": micro_batches(config),
         "epochs": 1,
         # One more than the step counter lets happen: the recipe never gets to the end of its epoch.
         "max_steps_per_epoch": steps + 1,
@@ -121,6 +120,11 @@ def shortened(config: DictConfig, batch_size: int, steps: int) -> dict[str, Any]
     # whose values they may refer to as well.
     sections: dict[str, Any] = OmegaConf.to_container(OmegaConf.merge(config, overrides), resolve=True)  # type: ignore[assignment]
     return sections
+
+
+def micro_batches(config: DictConfig) -> int:
+    """Micro-batches of an optimizer step of a trial."""
+    return min(int(config.get("gradient_accumulation_steps") or 1), MAX_MICRO_BATCHES)
 
 
 def _output_of_trials(section: Mapping[str, Any], setup: TrialSetup) -> dict[str, str]:

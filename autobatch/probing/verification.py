@@ -64,6 +64,12 @@ def _config_checks(run: RunDirectory, result: ProbeResult, path: Path) -> list[s
             f"{run.config_path}: batch_size is {run.batch_size}, and {result.batch_size} was measured: put it "
             "back, or probe again"
         )
+    steps = result.gradient_accumulation_steps
+    if result.request.hold_effective_batch and run.gradient_accumulation_steps != steps:
+        failed.append(
+            f"{run.config_path}: gradient_accumulation_steps is {run.gradient_accumulation_steps}, and {steps} "
+            "holds the effective batch: put it back, or probe again"
+        )
     assert result.device is not None
     if run_fingerprint(run, result.request, result.device) != result.fingerprint:
         failed.append(

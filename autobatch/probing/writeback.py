@@ -51,6 +51,8 @@ def _edit_config(text: str, run: RunDirectory, result: ProbeResult) -> str:
         )
     assert result.batch_size is not None
     values: dict[tuple[str, ...], int | bool] = {("batch_size",): result.batch_size}
+    if result.request.hold_effective_batch:
+        values[("gradient_accumulation_steps",)] = result.gradient_accumulation_steps
     if result.request.packing is PackingMode.PACK:
         values[("dataset", "packed")] = True
     return set_values(text, values, name=str(run.config_path))

@@ -23,6 +23,8 @@ _SAME_DENSITY = 0.05
 _LIMITS = {
     Limit.DATASET.value: "its dataset has too few packs for a larger batch",
     Limit.MAX_BATCH_SIZE.value: "its probe was capped by --max-batch-size",
+    Limit.HOLD.value: "its probe held the effective batch",
+    Limit.THROUGHPUT.value: "its probe took the smallest batch_size that is as fast",
     Limit.TIME.value: "its probe was ended by the job's time limit",
 }
 

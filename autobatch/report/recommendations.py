@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from autobatch.probing.effective_batch import largest_divisor
 from autobatch.report.remark import Remark, grouped, listed, names
 from autobatch.report.run_figures import RunFigures
 
@@ -92,8 +93,10 @@ def _batch_sizes(runs: Sequence[RunFigures]) -> Iterator[Remark]:
 
 def _same_effective(effective: int, most: int) -> tuple[int, int] | None:
     """The largest batch_size up to `most` that divides `effective`, and the accumulation that goes with it."""
-    size = next((size for size in range(min(most, effective), 0, -1) if effective % size == 0), None)
-    return None if size is None else (size, effective // size)
+    if effective < 1 or most < 1:
+        return None
+    size = largest_divisor(effective, most)
+    return size, effective // size
 
 
 def _to_probe(runs: Sequence[RunFigures]) -> Iterator[Remark]:

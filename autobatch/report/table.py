@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autobatch.records import Density, Fit, ProbeResult, Trial
+from autobatch.records import Density, EffectiveBatch, Fit, ProbeResult, Trial
 from autobatch.units import format_bytes, format_percent, format_seconds
 
 HEADER = ("batch_size", "peak", "of capacity", "tokens/s", "time", "verdict")
@@ -106,9 +106,27 @@ def prediction_line(result: ProbeResult) -> str:
     return f"{line}, {off:+.1f} % off the measured {format_bytes(result.peak_bytes)}"
 
 
+def effective_batch_lines(before: EffectiveBatch, after: EffectiveBatch) -> list[str]:
+    """What an update trains on, before and after, one under the other."""
+    header = ("", "batch_size", "gradient_accumulation_steps", "sequences an update", "about examples")
+    rows = [
+        (
+            name,
+            str(batch.batch_size),
+            str(batch.gradient_accumulation_steps),
+            str(batch.sequences),
+            f"{batch.examples:.0f}",
+        )
+        for name, batch in (("before", before), ("after", after))
+    ]
+    return text_table(header, rows, numbers=(False, True, True, True, True))
+
+
 def result_lines(result: ProbeResult) -> list[str]:
     """The answer, and what stands behind it."""
-    lines = [result.message]
+    lines = [result.message, *result.remarks]
+    if result.before is not None and result.after is not None:
+        lines += effective_batch_lines(result.before, result.after)
     if result.density is not None:
         lines.append(density_line(result.density))
     if result.fit is not None:
@@ -116,8 +134,7 @@ def result_lines(result: ProbeResult) -> list[str]:
     if prediction_line(result):
         lines.append(prediction_line(result))
     if result.written:
-        before = f"batch_size {result.batch_size_before} -> {result.batch_size}; "
-        lines.append(f"written: {before}{', '.join(result.written)}")
+        lines.append(f"written: {', '.join(result.written)}")
     return lines
 
 

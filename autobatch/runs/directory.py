@@ -10,18 +10,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from autobatch.errors import RunProblems, UsageError
+from autobatch.errors import RunProblems
 from autobatch.records import ProbeRequest
 from autobatch.runs import checks
 from autobatch.runs.config import RunConfig, read_config
 from autobatch.runs.findings import Findings
 from autobatch.runs.recipes import Recipe, resolve_recipe
+from autobatch.runs.request import check_held, check_request
 from autobatch.runs.slurm_script import SlurmScript, read_script
 
 CONFIG_NAME = "finetune.yaml"
@@ -79,6 +80,18 @@ class RunDirectory:
         assert isinstance(container, dict)
         return {str(key): value for key, value in container.items()}
 
+    def with_batch(self, batch_size: int, gradient_accumulation_steps: int) -> RunDirectory:
+        """The same run with these two settings, and what refers to them."""
+        settings = {"batch_size": batch_size, "gradient_accumulation_steps": gradient_accumulation_steps}
+        config = OmegaConf.merge(self.config, settings)
+        assert isinstance(config, DictConfig)
+        return replace(
+            self,
+            config=config,
+            batch_size=batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )
+
 
 def read_run(
     run_dir: Path,
@@ -125,29 +138,6 @@ def read_run(
     if run is None or findings.problems:
         raise RunProblems(findings.problems)
     return run
-
-
-def check_request(request: ProbeRequest) -> None:
-    """Raises a `UsageError` that names every value of `request` that is out of range."""
-    wrong = []
-    if not 0 < request.target_fraction <= 1:
-        wrong.append(f"target {request.target_fraction:g} is not in (0, 1]: give a fraction such as 0.70")
-    limits: list[tuple[str, float | None, float]] = [
-        ("--capacity", request.capacity_bytes, 1),
-        ("--max-batch-size", request.max_batch_size, 1),
-        ("--density-sample", request.density_sample, 1),
-        # Adam's state appears at the first step, so that the second is the first whose peak counts.
-        ("--steps", request.min_steps, 2),
-    ]
-    wrong += [
-        f"{name} {value:g} is less than {least:g}"
-        for name, value, least in limits
-        if value is not None and value < least
-    ]
-    if not 0 < request.trial_timeout_s < float("inf"):
-        wrong.append(f"--trial-timeout {request.trial_timeout_s:g} is not a time: give seconds above 0")
-    if wrong:
-        raise UsageError("\n".join(wrong))
 
 
 def find_directory(given: Path, findings: Findings) -> Path | None:
@@ -242,6 +232,7 @@ def _checked(
     batch_size = checks.positive_integer(config, "batch_size", findings)
     steps = checks.positive_integer(config, "gradient_accumulation_steps", findings, default=1)
     packed = checks.check_packing(config, request.packing, recipe, device, findings)
+    check_held(config, request, findings)
     checks.check_optimizer(config, device, findings)
     checks.check_files(config, working_dir, request.load_weights, findings)
     check_trained_config(config, script, working_dir, findings)

@@ -50,20 +50,20 @@ def check_batch_size(subject: Subject, limit: SizeLimit | None, measured: Measur
 def _hold_against_measurement(size: int, result: ProbeResult, where: str, c: Collector) -> None:
     trial = next((t for t in reversed(result.trials) if t.batch_size == size), None)
     peak = _peak(trial, result)
-    best = result.batch_size
+    best = result.largest_batch_size or result.batch_size
     assert best is not None
     if size == best or (trial is not None and trial.verdict is Verdict.FITS):
         more = "" if size == best else f"; {best} fits too"
         c.info(_MEASURED, f"batch_size {size} is measured{peak}{more}", where)
     elif size < best:
         c.info(_MEASURED, f"batch_size {size} is below {best}, which was measured to fit", where)
-    elif trial is not None or result.limit is Limit.MEMORY:
+    elif trial is not None or result.limit is Limit.MEMORY or _next_was_measured(result, best):
         ended = f"; {size} was measured: {trial.verdict.value}{peak}" if trial else ""
         c.error(
             _MEASURED,
             f"batch_size {size} is above {best}, the largest that was measured to fit{ended}",
             where,
-            f"set batch_size: {best}, or probe again with another --target or --capacity",
+            f"set batch_size: {result.batch_size}, or probe again with another --target or --capacity",
         )
     else:
         limit = result.limit.value if result.limit else "the probe"
@@ -71,8 +71,14 @@ def _hold_against_measurement(size: int, result: ProbeResult, where: str, c: Col
             _MEASURED,
             f"batch_size {size} is above {best}; larger sizes weren't measured, because of {limit}",
             where,
-            f"set batch_size: {best}, or probe again",
+            f"set batch_size: {result.batch_size}, or probe again",
         )
+
+
+def _next_was_measured(result: ProbeResult, best: int) -> bool:
+    """Whether the search went on until a size didn't fit, though something else than memory chose the answer."""
+    chosen = result.limit in (Limit.HOLD, Limit.THROUGHPUT)
+    return chosen and any(trial.batch_size == best + 1 for trial in result.trials)
 
 
 def _peak(trial: Trial | None, result: ProbeResult) -> str:

@@ -68,6 +68,11 @@ def recipe_main(cfg: DictConfig) -> None:
             leaked.append(touch(20))
         if how == "flat":
             mib = 10
+        if how == "saturates":
+            # tokens/s double from 1 to 2 and from 2 to 4; each further sequence slows them a little.
+            time.sleep(0.03 * max(b, 4) * (1 + 0.05 * max(b - 4, 0)))
+            # A peak that was reached stays the peak; later steps, whose time counts, sleep and do no work.
+            mib *= step == 1
         batch = touch(mib)
         del batch
         logger.log_dict({"loss": 1.0, "tokens_per_second_per_gpu": 1000.0}, step=step)
