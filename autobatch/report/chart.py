@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 
 from autobatch.records import ProbeResult, Status, Trial, Verdict
 from autobatch.report.table import printable
@@ -74,7 +73,7 @@ class Chart:
     """One probe as it is drawn.
 
     Attributes:
-        run: name of the run.
+        run: name of the run, on one line.
         answer: what the probe found, in a few words.
         device: what was measured on; empty when that isn't known.
         peak_name: which peak, for the y axis.
@@ -122,11 +121,6 @@ class Chart:
         return ((begin, fixed + each * begin), (end, fixed + each * end)) if begin < end else None
 
 
-def run_name(result: ProbeResult) -> str:
-    """Name of the run directory, on one line."""
-    return printable(Path(result.request.run_dir).name or result.request.run_dir)
-
-
 def answer_words(result: ProbeResult) -> str:
     """``batch_size 24: 55.1 GiB, 68.9 % of 80.0 GiB``, or how the probe ended."""
     if result.status is not Status.DONE or result.batch_size is None:
@@ -141,12 +135,12 @@ def answer_words(result: ProbeResult) -> str:
     return f"{words}, {share} of {format_bytes(result.capacity_bytes)}"
 
 
-def chart_of(result: ProbeResult, run: str | None = None) -> Chart:
+def chart_of(result: ProbeResult, run: str) -> Chart:
     """The picture of a result; what an older version didn't write isn't in it.
 
     Args:
         result: of the probe.
-        run: name of the run; None takes that of the directory that was probed.
+        run: name of the run; that in the result may be another's, or an older one.
     """
     levels = _levels(result)
     peaks = [trial.peak_bytes / _GIB for trial in result.trials if trial.peak_bytes is not None]
@@ -154,11 +148,15 @@ def chart_of(result: ProbeResult, run: str | None = None) -> Chart:
     points = tuple(_point(trial, ceiling) for trial in result.trials)
     estimate = None
     prediction = result.prediction
-    if prediction is not None and prediction.peak_bytes is not None and prediction.peak_batch_size is not None:
+    if (
+        prediction is not None
+        and prediction.peak_bytes is not None
+        and prediction.peak_batch_size is not None
+    ):
         estimate = Point(prediction.peak_batch_size, prediction.peak_bytes / _GIB, Mark.ESTIMATE)
     drawn = points if estimate is None else (*points, estimate)
     return Chart(
-        run=run_name(result) if run is None else printable(run),
+        run=printable(run),
         answer=answer_words(result),
         device=printable(result.device.name) if result.device is not None else "",
         peak_name=f"peak {result.metric.value} memory" if result.metric is not None else "peak memory",
@@ -206,10 +204,9 @@ def _scaled(chart: Chart, top: float, right: float | None) -> Chart:
 
 def _point(trial: Trial, ceiling: float) -> Point:
     mark = _MARKS.get(trial.verdict, Mark.OTHER)
+    gib = (trial.peak_bytes or 0) / _GIB
     if mark is Mark.OUT_OF_MEMORY:
         gib = ceiling
-    else:
-        gib = 0.0 if trial.peak_bytes is None else trial.peak_bytes / _GIB
     return Point(trial.batch_size, gib, mark, trial.tokens_per_second)
 
 
@@ -238,4 +235,3 @@ def _is_above(trial: Trial, capacity: int) -> bool:
     if trial.verdict is Verdict.OUT_OF_MEMORY:
         return True
     return trial.peak_bytes is not None and trial.peak_bytes > capacity
-

@@ -70,8 +70,10 @@ def probed_runs(path: Path) -> list[ProbedRun]:
     """
     found = {*find_runs(path), *(result.parent.parent for result in path.glob(f"*/probe/{RESULT}"))}
     if not found:
-        kind = "" if path.is_dir() else "no such directory; "
-        raise UsageError(f"{path}: {kind}no {CONFIG_NAME} here or one level below: name a run or an experiment")
+        missing = (
+            f"no {CONFIG_NAME} here or one level below" if path.is_dir() else "no such file or directory"
+        )
+        raise UsageError(f"{path}: {missing}: name a run directory, or an experiment's, such as runs/")
     return [_probed(run) for run in sorted(found)]
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from autobatch.report.chart import Chart, Level, Mark
+from autobatch.report.look import COLOURS, drawing, line_of, mark_words, shortened, style_of
 from autobatch.units import format_bytes
 
 if TYPE_CHECKING:
@@ -28,65 +26,6 @@ _GIB = 2**30
 #: Small pictures in one PNG or SVG; of more, the page shows all.
 MOST_PANELS = 48
 
-#: Colours by what they are for. The page replaces each by a CSS variable of that name.
-COLOURS: Mapping[str, str] = {
-    "ink": "#1b1f24",
-    "muted": "#59636d",
-    "grid": "#dfe4e9",
-    "paper": "#fffffe",
-    "fits": "#1a7f37",
-    "over": "#a35a00",
-    "oom": "#c9202c",
-    "other": "#57606b",
-    "estimate": "#8250de",
-    "fit": "#0969d9",
-}
-
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "autobatch",
-    "axes.edgecolor": COLOURS["muted"],
-    "axes.labelcolor": COLOURS["ink"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": COLOURS["ink"],
-    "text.parse_math": False,
-    "xtick.color": COLOURS["muted"],
-    "ytick.color": COLOURS["muted"],
-    "xtick.labelcolor": COLOURS["ink"],
-    "ytick.labelcolor": COLOURS["ink"],
-    "grid.color": COLOURS["grid"],
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-}
-
-
-@dataclass(frozen=True)
-class _Shape:
-    marker: str
-    colour: str
-    filled: bool
-    size: float
-
-
-_SHAPES = {
-    Mark.FITS: _Shape("o", COLOURS["fits"], True, 7),
-    Mark.OVER_TARGET: _Shape("^", COLOURS["over"], False, 8),
-    Mark.OUT_OF_MEMORY: _Shape("X", COLOURS["oom"], True, 9),
-    Mark.OTHER: _Shape("s", COLOURS["other"], False, 7),
-    Mark.ESTIMATE: _Shape("D", COLOURS["estimate"], False, 9),
-}
-
-_DASHES: Mapping[str, Any] = {
-    "target": (0, (5, 3)),
-    "planned": (0, (6, 2, 1, 2)),
-    "capacity": "solid",
-    "fit": (0, (1, 1.5)),
-}
-
 
 def probe_picture(chart: Chart, form: str, *, width_in: float = 7.2, on_page: bool = False) -> bytes:
     """One probe.
@@ -97,37 +36,14 @@ def probe_picture(chart: Chart, form: str, *, width_in: float = 7.2, on_page: bo
         width_in: of the picture in inches; writing has one size, so a narrower picture is for a narrower screen.
         on_page: leave the ground away, and the title, which the page has.
     """
-    with _drawing():
-        is_narrow = width_in < 5
-        figure = _figure(width_in, 3.3 + 0.11 * width_in + (1.1 if chart.throughput else 0.0))
-        peak, throughput = _axes(figure, chart)
-        answer, _, share = chart.answer.partition(": ")
-        if not on_page:
-            _title(figure, f"{chart.run}: {answer}", width_in)
-            beside = _shortened("; ".join(filter(None, (share, chart.device))), int(width_in * 13))
-            peak.set_title(beside, loc="left", fontsize=8.5, color=COLOURS["muted"])
-        _draw_peaks(peak, chart, 1.0)
-        _draw_answer(peak, chart)
-        peak.set_ylabel(f"{chart.peak_name} (GiB)")
-        (peak if throughput is None else throughput).set_xlabel("batch_size (sequences)")
-        if throughput is not None:
-            peak.tick_params(labelbottom=False)
-            _draw_throughput(throughput, chart)
-        _legend(figure, [chart], columns=2 if is_narrow else 4)
-        _label_levels(figure, peak, chart)
-        return _saved(figure, form, transparent=on_page)
+    with drawing():
+        return _saved(probe_figure(chart, width_in=width_in, on_page=on_page), form, transparent=on_page)
 
 
-def panel_picture(chart: Chart, form: str, *, width_in: float = 3.0) -> bytes:
+def panel_picture(chart: Chart, form: str) -> bytes:
     """One probe of many on a page, without title or legend."""
-    with _drawing():
-        figure = _figure(width_in, 0.62 * width_in)
-        axes = figure.subplots()
-        _draw_peaks(axes, chart, 0.8)
-        axes.set_ylabel("peak (GiB)")
-        axes.set_xlabel("batch_size (sequences)")
-        _label_levels(figure, axes, chart, short=True)
-        return _saved(figure, form, transparent=True)
+    with drawing():
+        return _saved(panel_figure(chart), form, transparent=True)
 
 
 def experiment_picture(charts: Sequence[Chart], form: str, *, title: str, notes: Sequence[str] = ()) -> bytes:
@@ -139,51 +55,78 @@ def experiment_picture(charts: Sequence[Chart], form: str, *, title: str, notes:
         title: of the whole.
         notes: lines below: which runs aren't there, and why.
     """
+    with drawing():
+        return _saved(experiment_figure(charts, title, notes), form, transparent=False)
+
+
+def probe_figure(chart: Chart, *, width_in: float, on_page: bool) -> Figure:
+    """What `probe_picture` saves; to be called in `drawing`, as the two below."""
+    is_narrow = width_in < 5
+    figure = _figure(width_in, 3.3 + 0.11 * width_in + (1.1 if chart.throughput else 0.0))
+    peak, throughput = _axes(figure, chart)
+    answer, _, share = chart.answer.partition(": ")
+    if not on_page:
+        _title(figure, f"{chart.run}: {answer}", width_in)
+        beside = shortened("; ".join(filter(None, (share, chart.device))), int(width_in * 13))
+        peak.set_title(beside, loc="left", fontsize=8.5, color=COLOURS["muted"])
+    _draw_peaks(peak, chart, 1.0)
+    _draw_answer(peak, chart)
+    peak.set_ylabel(f"{chart.peak_name} (GiB)")
+    (peak if throughput is None else throughput).set_xlabel("batch_size (sequences)")
+    if throughput is not None:
+        peak.tick_params(labelbottom=False)
+        _draw_throughput(throughput, chart)
+    _legend(figure, [chart], columns=2 if is_narrow else 4)
+    _label_levels(figure, peak, chart)
+    return figure
+
+
+def panel_figure(chart: Chart) -> Figure:
+    """What `panel_picture` saves."""
+    figure = _figure(3.0, 1.9)
+    axes = figure.subplots()
+    _draw_peaks(axes, chart, 0.8)
+    axes.set_ylabel("peak (GiB)")
+    axes.set_xlabel("batch_size (sequences)")
+    _label_levels(figure, axes, chart, short=True)
+    return figure
+
+
+def experiment_figure(charts: Sequence[Chart], title: str, notes: Sequence[str]) -> Figure:
+    """What `experiment_picture` saves."""
     shown = charts[:MOST_PANELS]
     columns = min(len(shown), 3 if len(shown) <= 9 else 4 if len(shown) <= 20 else 6)
     rows = math.ceil(len(shown) / columns)
     several_cards = len({chart.device for chart in shown}) > 1
-    with _drawing():
-        width = max(5.0, columns * (2.6 if columns < 6 else 2.3))
-        figure = _figure(width, rows * (2.2 if several_cards else 2.0) + 1.2 + 0.16 * len(notes))
-        _title(figure, title, width)
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for place, axes in enumerate(grid.flat):
-            if place >= len(shown):
-                axes.set_visible(False)
-                continue
-            chart = shown[place]
-            _draw_peaks(axes, chart, 0.75)
-            axes.tick_params(labelsize=7.5)
-            if place + columns >= len(shown):
-                axes.set_xlabel("batch_size (sequences)")
-            characters = int(width / columns * 12)
-            axes.set_title(
-                _shortened(chart.run, characters), loc="left", fontsize=8.5, fontweight="bold", pad=15
-            )
-            below = [chart.answer.partition(",")[0], *([chart.device] if several_cards else [])]
-            axes.annotate(
-                _shortened("; ".join(below), int(characters * 1.2)),
-                (0, 1),
-                xytext=(0, 4),
-                xycoords="axes fraction",
-                textcoords="offset points",
-                fontsize=7.5,
-                color=COLOURS["muted"],
-            )
-        figure.supylabel(f"{shown[0].peak_name} (GiB)", fontsize=9)
-        _legend(figure, shown, columns=max(3, int(width / 1.7)), notes=notes)
-        return _saved(figure, form, transparent=False)
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Our own style, whatever matplotlibrc says; a character that the font doesn't have isn't worth a warning."""
-    import matplotlib.style
-
-    with warnings.catch_warnings(), matplotlib.style.context(["default", _STYLE]):
-        warnings.simplefilter("ignore")
-        yield
+    width = max(5.0, columns * (2.6 if columns < 6 else 2.3))
+    figure = _figure(width, rows * (2.2 if several_cards else 2.0) + 1.2 + 0.16 * len(notes))
+    _title(figure, title, width)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(shown):
+            axes.set_visible(False)
+            continue
+        chart = shown[place]
+        _draw_peaks(axes, chart, 0.75)
+        axes.tick_params(labelsize=7.5)
+        if place + columns >= len(shown):
+            axes.set_xlabel("batch_size (sequences)")
+        characters = int(width / columns * 12)
+        axes.set_title(shortened(chart.run, characters), loc="left", fontsize=8.5, fontweight="bold", pad=15)
+        below = [chart.answer.partition(",")[0], *([chart.device] if several_cards else [])]
+        axes.annotate(
+            shortened("; ".join(below), int(characters * 1.2)),
+            (0, 1),
+            xytext=(0, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=7.5,
+            color=COLOURS["muted"],
+        )
+    peaks = {chart.peak_name for chart in shown}
+    figure.supylabel(f"{peaks.pop() if len(peaks) == 1 else 'peak memory'} (GiB)", fontsize=9)
+    _legend(figure, shown, columns=max(3, int(width / 1.7)), notes=notes)
+    return figure
 
 
 def _figure(width_in: float, height_in: float) -> Figure:
@@ -200,9 +143,7 @@ def _axes(figure: Figure, chart: Chart) -> tuple[Axes, Axes | None]:
 
 
 def _title(figure: Figure, text: str, width_in: float) -> None:
-    figure.suptitle(
-        _shortened(text, int(width_in * 10)), x=0.01, ha="left", fontsize=11, fontweight="bold"
-    )
+    figure.suptitle(shortened(text, int(width_in * 10)), x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
 def _draw_peaks(axes: Axes, chart: Chart, scale: float) -> None:
@@ -213,16 +154,18 @@ def _draw_peaks(axes: Axes, chart: Chart, scale: float) -> None:
     axes.set_ylim(0, chart.top)
     axes.grid(True, axis="y")
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(8 if scale == 1 else 5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(
+        MaxNLocator(8 if scale == 1 else 5, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+    )
     axes.yaxis.set_major_locator(MaxNLocator(6 if scale == 1 else 4, steps=[1, 2, 2.5, 5, 10]))
     for level in chart.levels:
-        axes.axhline(level.gib, **_line_of(level.name))
+        axes.axhline(level.gib, **line_of(level.name))
     ends = chart.fit_ends()
     if ends is not None:
-        axes.plot(*zip(*ends, strict=True), **_line_of("fit"), zorder=2)
+        axes.plot(*zip(*ends, strict=True), **line_of("fit"), zorder=2)
     points = chart.points if chart.estimate is None else (chart.estimate, *chart.points)
     for point in points:
-        axes.plot([point.batch_size], [point.gib], **_style_of(point.mark, scale), clip_on=False, zorder=4)
+        axes.plot([point.batch_size], [point.gib], **style_of(point.mark, scale), clip_on=False, zorder=4)
 
 
 def _draw_answer(axes: Axes, chart: Chart) -> None:
@@ -274,16 +217,18 @@ def _label_levels(figure: Figure, axes: Axes, chart: Chart, *, short: bool = Fal
 
 
 def _draw_throughput(axes: Axes, chart: Chart) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     measured = chart.throughput
     rates = [point.tokens_per_second or 0.0 for point in measured]
     axes.plot([point.batch_size for point in measured], rates, color=COLOURS["muted"], linewidth=1, zorder=2)
     for point, rate in zip(measured, rates, strict=True):
-        axes.plot([point.batch_size], [rate], **_style_of(point.mark, 0.8), clip_on=False, zorder=4)
+        axes.plot([point.batch_size], [rate], **style_of(point.mark, 0.8), clip_on=False, zorder=4)
     axes.set_ylim(0, (max(rates) or 1.0) * 1.25)
     axes.set_ylabel("tokens/s")
     axes.grid(True, axis="y")
     axes.set_axisbelow(True)
-    axes.yaxis.get_major_locator().set_params(nbins=3)
+    axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _legend(
@@ -294,15 +239,15 @@ def _legend(
 
     occurring = {mark for chart in charts for mark in chart.marks}
     handles: list[Line2D] = [
-        Line2D([], [], label=mark_words(mark), **_style_of(mark, 0.9)) for mark in Mark if mark in occurring
+        Line2D([], [], label=mark_words(mark), **style_of(mark, 0.9)) for mark in Mark if mark in occurring
     ]
     if any(chart.fit is not None for chart in charts):
-        handles.append(Line2D([], [], label=_fit_label(charts, columns), **_line_of("fit")))
+        handles.append(Line2D([], [], label=_fit_label(charts, columns), **line_of("fit")))
     title = None
     if notes is not None:
         names = {level.name: _level_label(level, charts) for chart in charts for level in chart.levels}
-        handles += [Line2D([], [], label=label, **_line_of(name)) for name, label in names.items()]
-        title = "\n".join(_shortened(note, int(figure.get_figwidth() * 13)) for note in notes)
+        handles += [Line2D([], [], label=label, **line_of(name)) for name, label in names.items()]
+        title = "\n".join(shortened(note, int(figure.get_figwidth() * 13)) for note in notes)
     # Five in four columns would leave one alone.
     columns = 3 if columns == 4 and len(handles) > 4 else min(columns, len(handles))
     figure.legend(
@@ -316,11 +261,6 @@ def _legend(
     )
 
 
-def mark_words(mark: Mark) -> str:
-    """What a shape means."""
-    return "out of memory (no peak)" if mark is Mark.OUT_OF_MEMORY else mark.value
-
-
 def _fit_label(charts: Sequence[Chart], columns: int) -> str:
     if len(charts) > 1 or charts[0].fit is None or columns < 3:
         return "fitted line"
@@ -332,31 +272,6 @@ def _level_label(level: Level, charts: Sequence[Chart]) -> str:
     """With its figure where that holds for every chart."""
     words = {other.words for chart in charts for other in chart.levels if other.name == level.name}
     return " ".join(level.words) if len(words) == 1 else level.name
-
-
-def _line_of(name: str) -> dict[str, Any]:
-    colour = COLOURS["fit"] if name == "fit" else COLOURS["ink"]
-    return {"linestyle": _DASHES[name], "color": colour, "linewidth": 1.6 if name == "fit" else 1.2}
-
-
-def _style_of(mark: Mark, scale: float) -> dict[str, Any]:
-    shape = _SHAPES[mark]
-    return {
-        "linestyle": "none",
-        "marker": shape.marker,
-        "markersize": shape.size * scale,
-        "markeredgecolor": shape.colour,
-        "markerfacecolor": shape.colour if shape.filled else COLOURS["paper"],
-        "markeredgewidth": 0.8 if shape.filled else 1.6,
-    }
-
-
-def _shortened(text: str, characters: int) -> str:
-    """`text` in at most that many characters, without its middle: names of runs differ at both ends."""
-    if len(text) <= characters:
-        return text
-    kept = max(characters - 1, 2)
-    return f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
 
 
 def _saved(figure: Figure, form: str, *, transparent: bool) -> bytes:

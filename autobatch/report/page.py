@@ -1,6 +1,6 @@
-"""A report as one HTML file: pictures, tables and words, nothing from elsewhere, light or dark as the reader has it.
+"""A report as one HTML file: pictures, tables and words, nothing from elsewhere; light or dark as its reader.
 
-The template is `page.html.jinja`; it escapes every word, since names come from directories and errors from recipes.
+Its template, `page.html.jinja`, escapes every word: names come from directories, and errors from recipes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from autobatch.report.experiment import (
     row_of,
     summary,
 )
-from autobatch.report.figures import COLOURS, mark_words, panel_picture, probe_picture
+from autobatch.report.figures import panel_picture, probe_picture
+from autobatch.report.look import COLOURS, mark_words
 from autobatch.report.table import HEADER as TRIAL_HEADER
 from autobatch.report.table import density_line, fit_line, prediction_line, printable, trial_row
 from autobatch.units import format_bytes, format_seconds
@@ -54,9 +55,14 @@ _SHAPES = {
 }
 
 
-def probe_page(result: ProbeResult) -> str:
-    """The page of one probe."""
-    chart = chart_of(result)
+def probe_page(result: ProbeResult, run: str) -> str:
+    """The page of one probe.
+
+    Args:
+        result: of the probe.
+        run: name of the run.
+    """
+    chart = chart_of(result, run)
     answer = f"batch_size {result.batch_size}" if result.status is Status.DONE else result.status.value
     rows = [
         {"cells": trial_row(trial, result.capacity_bytes), "is_answer": trial.batch_size == chart.batch_size}
@@ -136,9 +142,7 @@ def _rendered(**values: Any) -> str:
     for row in values["table"]["rows"]:
         row.setdefault("target", None)
         row.setdefault("is_answer", False)
-    page = environment.from_string(template).render(
-        **(nothing | values), colours=COLOURS, dark_colours=_DARK
-    )
+    page = environment.from_string(template).render(**(nothing | values), colours=COLOURS, dark_colours=_DARK)
     # A name that isn't UTF-8 holds surrogates, which a file can't.
     return page.encode("utf-8", "replace").decode("utf-8")
 
@@ -185,7 +189,9 @@ def _key(charts: Sequence[Chart], one_range: bool) -> str:
     lines = {"target": "dashed", "planned": "dash-dotted", "capacity": "solid"}
     words += [f"{dash} line: {name}" for name, dash in lines.items() if name in names]
     words += ["dotted line: fit"] if any(chart.fit for chart in charts) else []
-    scales = "one scale for each card" if one_range else "one GiB scale for each card; batch_size scales differ"
+    scales = (
+        "one scale for each card" if one_range else "one GiB scale for each card; batch_size scales differ"
+    )
     return f"{'; '.join(words)}. Drawn on {scales}."
 
 
@@ -222,5 +228,3 @@ def _footer(results: Sequence[ProbeResult]) -> str:
         return "autobatch report"
     when = ended[0] if ended[0] == ended[-1] else f"{ended[0]} to {ended[-1]}"
     return printable(f"autobatch report; probed {when}")
-
-

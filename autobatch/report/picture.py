@@ -28,8 +28,13 @@ def form_of(path: Path) -> str:
     return path.suffix.lower()[1:]
 
 
-def probe_file(result: ProbeResult, form: str) -> bytes:
+def probe_file(result: ProbeResult, form: str, name: str) -> bytes:
     """One probe as the content of a file.
+
+    Args:
+        result: of the probe.
+        form: ``png``, ``svg`` or ``html``.
+        name: of the run.
 
     Raises:
         UsageError: there is no trial to draw; the page says why.
@@ -37,15 +42,15 @@ def probe_file(result: ProbeResult, form: str) -> bytes:
     if form == "html":
         from autobatch.report.page import probe_page
 
-        return probe_page(result).encode()
+        return probe_page(result, name).encode()
     from autobatch.report.figures import probe_picture
 
     if not result.trials:
         raise UsageError(
-            f"{result.request.run_dir}: nothing was measured, so there is nothing to draw: {result.message}\n"
+            f"{name}: nothing was measured, so there is nothing to draw: {result.message}\n"
             "    write the page instead (.html), which says so"
         )
-    return probe_picture(chart_of(result), form)
+    return probe_picture(chart_of(result, name), form)
 
 
 def experiment_file(runs: Sequence[ProbedRun], form: str, name: str) -> bytes:

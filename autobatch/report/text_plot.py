@@ -45,7 +45,12 @@ class Glyphs:
     levels: Mapping[str, str]
     fit: str
     axes: str
-    bar: str
+    bar: tuple[str, str, str]
+
+    @property
+    def every(self) -> str:
+        """All of them."""
+        return "".join([*self.marks.values(), *self.levels.values(), self.fit, self.axes, *self.bar])
 
 
 UNICODE = Glyphs(
@@ -59,7 +64,7 @@ UNICODE = Glyphs(
     {"target": "╌", "planned": "─", "capacity": "━"},
     "·",
     "│└─┬",
-    "█·┃",
+    ("█", "·", "┃"),
 )
 ASCII = Glyphs(
     {
@@ -72,7 +77,7 @@ ASCII = Glyphs(
     {"target": "-", "planned": "=", "capacity": "="},
     ".",
     "|+-+",
-    "#.|",
+    ("#", ".", "|"),
 )
 
 
@@ -149,7 +154,7 @@ def experiment_plot(runs: Sequence[ProbedRun], terminal: Terminal) -> list[str]:
     width = min(terminal.width, _MOST_WIDTH)
     if not shown or width < _LEAST_WIDTH:
         return []
-    full, rest, mark = terminal.glyphs.bar
+    mark = terminal.glyphs.bar[-1]
     names = [printable(run.name) for run in runs]
     name_width = min(max(len(name) for name in names), _NAME_WIDTH, width // 3)
     columns = width - name_width - 12
@@ -203,7 +208,9 @@ def _key(chart: Chart, width: int, terminal: Terminal) -> list[str]:
     for mark in chart.marks:
         words = "out of memory (no peak)" if mark is Mark.OUT_OF_MEMORY else mark.value
         entries.append((terminal.glyphs.marks[mark], words, mark))
-    parts = [(f"{_coloured(glyph, mark, terminal)} {words}", len(words) + 2) for glyph, words, mark in entries]
+    parts = [
+        (f"{_coloured(glyph, mark, terminal)} {words}", len(words) + 2) for glyph, words, mark in entries
+    ]
     if chart.fit is not None:
         fixed, each = (format_bytes(gib * _GIB) for gib in chart.fit)
         words = f"{terminal.glyphs.fit} fit: {fixed} + {each} for each sequence"
