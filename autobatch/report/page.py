@@ -65,12 +65,15 @@ def probe_page(result: ProbeResult, run: str) -> str:
     chart = chart_of(result, run)
     answer = f"batch_size {result.batch_size}" if result.status is Status.DONE else result.status.value
     rows = [
-        {"cells": trial_row(trial, result.capacity_bytes), "is_answer": trial.batch_size == chart.batch_size}
+        {
+            "cells": [printable(cell) for cell in trial_row(trial, result.capacity_bytes)],
+            "is_answer": trial.batch_size == chart.batch_size,
+        }
         for trial in result.trials
     ]
     return _rendered(
         title=f"{chart.run}: {answer}",
-        paragraphs=[line for line in result.message.splitlines() if line.strip()],
+        paragraphs=[printable(line) for line in result.message.splitlines() if line.strip()],
         picture=_pictures(chart) if result.trials else None,
         table={
             "title": "Trials",

@@ -16,7 +16,7 @@ from autobatch.report.table import printable
 from autobatch.units import format_bytes
 
 _ROWS = 14
-_LEAST_WIDTH, _MOST_WIDTH = 40, 100
+_LEAST_WIDTH, _MOST_WIDTH = 50, 100
 _NAME_WIDTH = 28
 _GIB = 2**30
 
@@ -228,7 +228,8 @@ def _ticks(end: float, most: int, *, whole: bool = False) -> list[float]:
     """Round numbers from 0, at most `most` + 1 of them, below `end`."""
     least = end / most
     power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * 0.999)
+    factors = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(power * factor for factor in factors if power * factor >= least * 0.999)
     if whole:
         step = max(1.0, round(step))
     return [round(step * place, 10) for place in range(int(end / step) + 1)]
