@@ -272,6 +272,11 @@ class TestBesideTheResult:
         assert problem.startswith(f"{tmp_path}/run1/probe/report.html: autobatch: ")
         assert "result.json: can't be read" in problem
 
+    def test_it_has_its_time(self, tmp_path: Path) -> None:
+        write(tmp_path / "run1", OLD)
+
+        assert draw_report(OLD, tmp_path / "run1", -1).endswith("report.html: not within 0 s")
+
     def test_an_answer_that_was_on_file_is_not_drawn_again(self, tmp_path: Path) -> None:
         write(tmp_path / "run1", "{")
         for name in ("report.html", "report.png"):

@@ -71,7 +71,8 @@ def probe_job(
     def tell(event: Event) -> None:
         # The result is on disk. Drawn before its end is told: who waits for that may end this job with itself.
         if isinstance(event, Ended):
-            problem = draw_report(event.result, run_dir)
+            seconds = float("inf") if deadline is None else deadline - time.time()
+            problem = draw_report(event.result, run_dir, seconds)
             if problem:
                 log(Said(f"the report wasn't drawn: {problem}"))
         log(event)
