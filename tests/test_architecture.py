@@ -280,7 +280,7 @@ def _called(path: Path) -> set[str]:
         "import autobatch; autobatch.probe; autobatch.ProbeResult",
         "import autobatch.cli.main",
         "import autobatch.cli.probe",
-        "import autobatch.cli.report, autobatch.report.figures, autobatch.report.page",
+        "import autobatch.cli.report, autobatch.report.figures",
         "import autobatch.cli.demo",
         "import autobatch.cli.init",
         "import autobatch.cli.compare, autobatch.cli.skills, autobatch.report.columns",

@@ -7,11 +7,14 @@ and its job must end as the answer says.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from autobatch.launch.processes import SAFE_PATH
+from autobatch.probing.forkserver import die_with_parent
 from autobatch.records import ProbeResult
 
 #: Names of the files in `probe/`.
@@ -50,6 +53,8 @@ def draw_report(result: ProbeResult, run_dir: Path, at_most_s: float = _TIMEOUT_
             stderr=subprocess.PIPE,
             # Of a notebook that started the job; no window is wanted.
             env=os.environ | SAFE_PATH | {"MPLBACKEND": "agg"},
+            # A job that is killed leaves nothing behind.
+            preexec_fn=partial(die_with_parent, signal.SIGKILL),
             timeout=seconds,
             check=False,
         )

@@ -95,7 +95,8 @@ def panel_figure(chart: Chart) -> Figure:
 def experiment_figure(charts: Sequence[Chart], title: str, notes: Sequence[str]) -> Figure:
     """What `experiment_picture` saves."""
     shown = charts[:MOST_PANELS]
-    columns = min(len(shown), 3 if len(shown) <= 9 else 4 if len(shown) <= 20 else 6)
+    count = len(shown)
+    columns = 2 if count == 4 else min(count, 3 if count <= 9 else 4 if count <= 20 else 6)
     rows = math.ceil(len(shown) / columns)
     several_cards = len({chart.device for chart in shown}) > 1
     width = max(5.0, columns * (2.6 if columns < 6 else 2.3))
