@@ -70,7 +70,7 @@ NEVER = {
 
 #: No module of autobatch imports these where it is imported itself: whoever asks for help, or submits a
 #: job, doesn't pay for them.
-HEAVY = {"torch", "torchtune", "torchao", "submitit", "datasets", "matplotlib", "rich"}
+HEAVY = {"torch", "torchtune", "torchao", "submitit", "datasets", "matplotlib", "jinja2", "rich"}
 
 
 #: Modules that import torch where they are imported, with the reason; none is imported with a module itself.
@@ -280,7 +280,7 @@ def _called(path: Path) -> set[str]:
         "import autobatch; autobatch.probe; autobatch.ProbeResult",
         "import autobatch.cli.main",
         "import autobatch.cli.probe",
-        "import autobatch.cli.report",
+        "import autobatch.cli.report, autobatch.report.figures",
         "import autobatch.cli.demo",
         "import autobatch.cli.init",
         "import autobatch.cli.compare, autobatch.cli.skills, autobatch.report.columns",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +441,8 @@ class TestProbe:
         assert [line.split()[-1] for line in talk[-2:]] == ["fits", "fits"]
         assert "batch_size 2 (peak" not in ended.stderr
         assert files_of(run) != before
+        assert (run / "probe" / "report.html").read_text().startswith("<!doctype html>")
+        assert (run / "probe" / "report.png").read_bytes().startswith(b"\x89PNG")
 
         report = call("report", run)
         assert report.returncode == 0
@@ -465,8 +468,9 @@ class TestProbe:
         assert json.loads(result.read_text())["batch_size"] == 1
         wait_until(lambda: not alive(int(ended.stdout)), "the job ends")
 
-    def test_json(self, make_run: MakeRun) -> None:
+    def test_json_of_a_probe_whose_report_cant_be_drawn(self, make_run: MakeRun) -> None:
         run = make_run("misbehaving.py", misbehaviour="flat")
+        (run / "probe" / "report.html").mkdir(parents=True)
 
         ended = call("probe", run, "--cluster", "inline", "--max-batch-size", "1", "--json")
 
@@ -474,6 +478,7 @@ class TestProbe:
         assert ended.returncode == 0
         assert (result.status, result.batch_size, result.batch_size_before) == (Status.DONE, 1, 4)
         assert json.loads((run / "probe" / "result.json").read_text()) == json.loads(ended.stdout)
+        assert f"the report wasn't drawn: {run}/probe/report.html: " in ended.stderr
 
     @pytest.mark.parametrize(
         ("misbehaviour", "options", "code", "said"),
@@ -494,6 +499,7 @@ class TestProbe:
         assert said in ended.stderr
         assert "Traceback" not in ended.stderr
         assert files_of(run) == before
+        assert said in unescape((run / "probe" / "report.html").read_text())
         report = call("report", run)
         assert report.returncode == code
         assert said in report.stdout

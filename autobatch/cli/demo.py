@@ -18,6 +18,8 @@ example:
   $ autobatch demo demo-run
   ...
   batch_size 9 (peak 1.01 GiB, 67.5 % of 1.50 GiB); batch_size 10 would take 71.5 %
+  ...
+  report: demo-run/run1/probe/report.html
 """
 
 
@@ -54,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Lay out and probe."""
     from autobatch.cli.main import main
     from autobatch.demo import lay_out
+    from autobatch.launch.drawing import PAGE
 
     # It says at import that its CUDA extensions need another torch; the demo makes its weights without them.
     logging.getLogger("torchao").setLevel(logging.ERROR)
@@ -64,4 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     words = ["probe", str(run_dir), "--capacity", arguments.capacity, "--cluster", arguments.cluster]
     print(f"$ autobatch {' '.join(words)}", file=sys.stderr)
-    return main(words)
+    code = main(words)
+    page = run_dir / "probe" / PAGE
+    if page.is_file():
+        print(f"report: {page}", file=sys.stderr)
+    return code

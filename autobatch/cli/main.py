@@ -30,7 +30,7 @@ COMMANDS = {
     "status": "show how far the probes of a run or an experiment are",
     "cancel": "end the probe of a run",
     "density": "show how the dataset of a run packs, from the dataset or from logs",
-    "report": "show the last probe of a run",
+    "report": "show the last probe of a run, or those of an experiment, as table and picture",
     "metrics": "record what a training took in runs_status.yaml",
     "compare": "show the runs of an experiment side by side",
     "skills": "list the skills for an agent that works on the cluster, or install them",

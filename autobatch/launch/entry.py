@@ -41,7 +41,8 @@ def probe_job(
     """
     # Only here: whoever submits this function must not pay for these imports.
     from autobatch.estimate.forecaster import forecast
-    from autobatch.probing.events import EVENTS, EventLog, Failed
+    from autobatch.launch.drawing import draw_report
+    from autobatch.probing.events import EVENTS, Ended, Event, EventLog, Failed, Said
     from autobatch.probing.forkserver import die_with_parent
     from autobatch.probing.job import run_probe
 
@@ -65,7 +66,17 @@ def probe_job(
             f"{run_dir}: not a directory on {os.uname().nodename}. The job must see the run at the path that it "
             "was submitted with: put it on a file system that the nodes share."
         )
-    tell = EventLog(run_dir / "probe" / EVENTS, attempt)
+    log = EventLog(run_dir / "probe" / EVENTS, attempt)
+
+    def tell(event: Event) -> None:
+        # The result is on disk. Drawn before its end is told: who waits for that may end this job with itself.
+        if isinstance(event, Ended):
+            seconds = float("inf") if deadline is None else deadline - time.time()
+            problem = draw_report(event.result, run_dir, seconds)
+            if problem:
+                log(Said(f"the report wasn't drawn: {problem}"))
+        log(event)
+
     try:
         try:
             result = run_probe(asked, tell, deadline=deadline, forecaster=forecast)
