@@ -143,7 +143,7 @@ def summary(runs: Sequence[ProbedRun]) -> str:
 
 
 def _probed(run: Path) -> ProbedRun:
-    name = run.resolve().name
+    name = run.name
     path = run / "probe" / RESULT
     if not path.exists():
         return ProbedRun(name, None, "not probed")
