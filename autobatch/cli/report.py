@@ -26,6 +26,12 @@ RUN/probe/report.html, and its picture in RUN/probe/report.png.
 """
 
 _EPILOG = """\
+columns of an experiment, where their names don't say it:
+  tokens/s         of the trial at batch_size
+  density          examples per pack
+  effective batch  sequences of an optimizer step
+  limited by       what keeps batch_size from being larger
+
 exit codes:
   of a run, as the probe's: 0 done, 1 nothing fitted, 3 crashed; 2 there is no result to show
   of an experiment: 0 shown; 1 no run has been probed; 2 there is no run, or a FILE can't be written

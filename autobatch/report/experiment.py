@@ -109,7 +109,7 @@ def row_of(run: ProbedRun) -> tuple[str, ...]:
         share,
         "-" if rate is None else f"{rate:.0f}",
         packed,
-        str(result.batch_size * result.gradient_accumulation_steps),
+        str(_effective_batch(result)),
         "-" if result.limit is None else result.limit.value,
         result.status.value,
     )
@@ -118,6 +118,15 @@ def row_of(run: ProbedRun) -> tuple[str, ...]:
 def at_answer(result: ProbeResult) -> Trial | None:
     """The trial at the answer."""
     return next((trial for trial in result.trials if trial.batch_size == result.batch_size), None)
+
+
+def _effective_batch(result: ProbeResult) -> int:
+    """Sequences of an optimizer step at the answer."""
+    # Results that hold the effective batch say it themselves, with the devices that train together.
+    after = getattr(result, "after", None)
+    if after is not None:
+        return int(after.sequences)
+    return (result.batch_size or 0) * result.gradient_accumulation_steps
 
 
 def experiment_lines(runs: Sequence[ProbedRun]) -> list[str]:
@@ -134,7 +143,7 @@ def summary(runs: Sequence[ProbedRun]) -> str:
 
 
 def _probed(run: Path) -> ProbedRun:
-    name = run.resolve().name
+    name = run.name
     path = run / "probe" / RESULT
     if not path.exists():
         return ProbedRun(name, None, "not probed")

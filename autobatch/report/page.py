@@ -73,7 +73,7 @@ def probe_page(result: ProbeResult, run: str) -> str:
     ]
     return _rendered(
         title=f"{chart.run}: {answer}",
-        paragraphs=[printable(line) for line in result.message.splitlines() if line.strip()],
+        paragraphs=[printable(line) for line in _message_lines(result) if line.strip()],
         picture=_pictures(chart) if result.trials else None,
         table={
             "title": "Trials",
@@ -126,6 +126,11 @@ def experiment_page(runs: Sequence[ProbedRun], name: str) -> str:
         key=_key(charts, one_range),
         footer=_footer([run.result for run in runs if run.result is not None]),
     )
+
+
+def _message_lines(result: ProbeResult) -> list[str]:
+    """The answer, and what else it means where the result says so."""
+    return [*result.message.splitlines(), *getattr(result, "remarks", ())]
 
 
 def _rendered(**values: Any) -> str:

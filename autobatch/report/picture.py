@@ -73,7 +73,7 @@ def experiment_file(runs: Sequence[ProbedRun], form: str, name: str) -> bytes:
     charts, one_range = charts_of(runs)
     if not charts:
         raise UsageError(f"{name}: nothing was measured, so there is nothing to draw: call autobatch probe")
-    notes = [] if one_range else ["batch_size scales differ from run to run"]
+    notes = [] if one_range else ["batch_size scales differ"]
     if len(charts) > MOST_PANELS:
         notes.append(f"the first {MOST_PANELS} of {len(charts)} runs; the page (.html) has all")
     missing = not_drawn(runs)
