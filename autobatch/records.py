@@ -245,6 +245,21 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class SharedFrom:
+    """Trials that were measured for another run with the same fingerprint.
+
+    Attributes:
+        run: path of the run that they were measured for.
+        measured: when the last of them was; UTC, ISO 8601.
+        batch_sizes: which of the trials.
+    """
+
+    run: str
+    measured: str
+    batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The answer of a probe, as `probe/result.json` holds it.
 
@@ -263,6 +278,7 @@ class ProbeResult:
         peak_bytes: measured at batch_size.
         gradient_accumulation_steps: of the config.
         trials: every trial, in the order in which they ran.
+        shared_from: where trials come from that weren't run for this run; the others were.
         fit: the line through the peaks; None with fewer than two.
         density: of the dataset.
         prediction: what an estimate had said; None when none was asked for.
@@ -289,6 +305,7 @@ class ProbeResult:
     peak_bytes: int | None = None
     gradient_accumulation_steps: int = 1
     trials: tuple[Trial, ...] = ()
+    shared_from: tuple[SharedFrom, ...] = ()
     fit: Fit | None = None
     density: Density | None = None
     prediction: Prediction | None = None

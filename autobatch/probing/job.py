@@ -33,11 +33,12 @@ from autobatch.probing.events import (
 from autobatch.probing.forecast import Forecaster, Hint, Occasion, hint_for
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.identity import device_of, is_packed, run_fingerprint
-from autobatch.probing.journal import Decision, Journal
+from autobatch.probing.journal import JOURNAL, Decision, Journal
 from autobatch.probing.lock import only_one
 from autobatch.probing.meter import MALLOC_ENVIRONMENT
+from autobatch.probing.pool import KnownTrials, TrialPool, describe
 from autobatch.probing.search import Answer, Cap, bracket_of, next_step
-from autobatch.probing.trial import TrialRunner, judge, was_killed
+from autobatch.probing.trial import TrialRunner, was_killed
 from autobatch.probing.trial_config import TrialSetup
 from autobatch.probing.versions import installed_versions
 from autobatch.probing.writeback import write_back
@@ -53,10 +54,8 @@ from autobatch.records import (
     to_json,
 )
 from autobatch.runs.directory import RunDirectory, read_run
-from autobatch.runs.fingerprint import data_signature
+from autobatch.runs.fingerprint import data_bytes
 from autobatch.runs.results import RESULT, find_result
-
-JOURNAL = "trials.jsonl"
 
 #: An estimate that takes longer costs more than the trials that it saves.
 _FORECAST_S = 90.0
@@ -71,6 +70,7 @@ def run_probe(
     *,
     deadline: float | None = None,
     forecaster: Forecaster | None = None,
+    pool: TrialPool | None = None,
 ) -> ProbeResult:
     """Probe one run, on this machine, in this process and its children.
 
@@ -79,6 +79,7 @@ def run_probe(
         tell: hears what happens.
         deadline: Unix time by which it must be over; a trial that wouldn't end by then isn't begun.
         forecaster: says where to begin, and what to compare with; None begins with 1.
+        pool: what other runs have measured, and hear of what this one does; None for a run by itself.
 
     Returns:
         The answer, or why there is none; `probe/result.json` holds the same.
@@ -91,7 +92,8 @@ def run_probe(
     began = time.monotonic()
     run = read_run(Path(request.run_dir), request)
     with only_one(run.path / "probe"):
-        probe = _Probe(request, run, tell, began, deadline, forecaster if request.estimate else None)
+        forecaster = forecaster if request.estimate else None
+        probe = _Probe(request, run, tell, began, deadline, forecaster, pool or TrialPool())
         result = probe.carry_out()
         tell(Ended(result))
         return result
@@ -108,6 +110,7 @@ class _Probe:
         began: float,
         deadline: float | None,
         forecaster: Forecaster | None,
+        pool: TrialPool,
     ) -> None:
         self._request = request
         self._run = run
@@ -115,10 +118,11 @@ class _Probe:
         self._began = began
         self._deadline = deadline
         self._forecaster = forecaster
+        self._pool = pool
+        self._known: KnownTrials | None = None
         self._directory = run.path / "probe"
         self._started = _utc_now()
         self._measured_now = 0
-        self._resumed_seconds = 0.0
         if run.script is not None:
             # The probe must allocate as the training job will.
             os.environ.update(run.script.exports)
@@ -158,7 +162,7 @@ class _Probe:
             sample=request.density_sample,
             in_memory=device.kind == "cpu",
         )
-        packing = store.get(self._server, self._tell, fresh=request.force)
+        packing = store.get(self._server, self._tell, fresh=request.force, packed_by=self._pool.packed)
         if packing.density is None:
             return self._end(outcome.packing_failed(result, run, packing.error))
         result = replace(result, density=packing.density)
@@ -174,6 +178,8 @@ class _Probe:
         assert metric is not None
         assert target_bytes is not None
         journal = self._open_journal(result)
+        known = KnownTrials(journal, self._pool, self._run.path, metric, target_bytes)
+        self._known = known
         runner = TrialRunner(
             self._server,
             TrialSetup(
@@ -192,21 +198,22 @@ class _Probe:
                 directory=self._directory,
             ),
         )
-        hint = self._hint(result, cap, held_bytes, journal)
+        hint = self._hint(result, cap, held_bytes, known)
         result = replace(result, prediction=hint.prediction())
-        # What an interrupted probe began with is on file, and costs nothing to begin with again.
-        guess = journal.trials[0].batch_size if journal.trials else hint.guess
-        trials: list[Trial] = []
-        on_file = {trial.batch_size: trial for trial in journal.trials if _is_usable(trial, metric)}
+        guess = known.guess(cap.batch_size) or hint.guess
+        trials = known.begin(cap.batch_size)
+        for shared in known.shared_from(trials):
+            self._tell(Said(describe(shared)))
+        for trial in trials:
+            self._tell(TrialEnded(trial, resumed=True))
         while True:
             step = next_step(trials, target_bytes=target_bytes, cap=cap, guess=guess)
             if isinstance(step, Answer):
                 result = replace(result, prediction=hint.prediction(step.batch_size))
                 return self._decide(replace(result, trials=tuple(trials)), step, journal)
-            known = on_file.get(step.batch_size)
-            if known is not None:
-                trial = judge(known, metric, target_bytes)
-                self._resumed_seconds += trial.seconds
+            on_file = known.take(step.batch_size)
+            if on_file is not None:
+                trial = on_file
             elif self._is_too_late(trials):
                 return self._out_of_time(replace(result, trials=tuple(trials)), cap, journal)
             else:
@@ -221,14 +228,14 @@ class _Probe:
                 trial = self._measure(runner, step.batch_size)
                 if trial.verdict is Verdict.TIMED_OUT and self._seconds_left() <= 0:
                     return self._out_of_time(replace(result, trials=tuple(trials)), cap, journal)
-                journal.add_trial(trial)
+                known.add(trial)
                 self._measured_now += 1
             trials.append(trial)
-            self._tell(TrialEnded(trial, resumed=known is not None))
+            self._tell(TrialEnded(trial, resumed=on_file is not None))
             if trial.verdict in outcome.ENDS_THE_PROBE:
                 return self._end(outcome.trial_failed(replace(result, trials=tuple(trials)), trial))
 
-    def _hint(self, result: ProbeResult, cap: Cap, held_bytes: int, journal: Journal) -> Hint:
+    def _hint(self, result: ProbeResult, cap: Cap, held_bytes: int, known: KnownTrials) -> Hint:
         assert result.device is not None
         assert result.metric is not None
         assert result.target_bytes is not None
@@ -241,7 +248,7 @@ class _Probe:
             held_bytes=held_bytes,
             timeout_s=min(_FORECAST_S, self._seconds_left() / 4),
         )
-        forecaster = None if journal.trials else self._forecaster
+        forecaster = None if known else self._forecaster
         hint = hint_for(forecaster, occasion, result.target_bytes, cap.batch_size)
         prediction = hint.prediction()
         if prediction is not None:
@@ -299,7 +306,10 @@ class _Probe:
         return self._end(replace(result, written=written))
 
     def _end(self, result: ProbeResult) -> ProbeResult:
-        seconds = time.monotonic() - self._began + self._resumed_seconds
+        seconds = time.monotonic() - self._began
+        if self._known is not None:
+            seconds += self._known.resumed_seconds
+            result = replace(result, shared_from=self._known.shared_from(result.trials))
         result = replace(result, ended=_utc_now(), seconds=seconds)
         text = json.dumps(to_json(result), indent=2, ensure_ascii=False) + "\n"
         replace_file(self._directory / RESULT, text, expected=None)
@@ -321,16 +331,13 @@ class _Probe:
             # A row of an unpacked dataset is as long as its longest example.
             "longest": None if self._packed or result.density is None else result.density.longest_example,
             # In memory beside the model, where the model is on the CPU.
-            "data": data_signature(self._run.resolved(), self._run.working_dir)
-            if self._run.device == "cpu"
-            else None,
+            "data": self._data_size(result.density) if self._run.device == "cpu" else None,
         }
         return Journal(self._directory / JOURNAL, key, fresh=self._request.force)
 
-
-def _is_usable(trial: Trial, metric: Metric) -> bool:
-    """Whether a trial of the journal has the peak that counts: someone may have edited it."""
-    return trial.verdict is Verdict.OUT_OF_MEMORY or metric.value in trial.peaks_bytes
+    def _data_size(self, density: Density | None) -> dict[str, int]:
+        counts = {"examples": density.examples, "packs": density.packs} if density is not None else {}
+        return {"bytes": data_bytes(self._run.resolved(), self._run.working_dir), **counts}
 
 
 def _same_answer(one: ProbeResult, two: ProbeResult) -> bool:
