@@ -137,13 +137,7 @@ def _grouped(slurm: Slurm, experiment: Path, capacity: str) -> dict[str, Any]:
         "wall_s": last - min(_time(job["SubmitTime"]) for job in jobs.values()),
         "jobs": len(jobs),
         "written": sum(
-            bool(
-                re.search(
-                    rf"(?m)^batch_size: {one.batch_size}\b",
-                    (Path(one.request.run_dir) / "finetune.yaml").read_text(),
-                )
-            )
-            for one in results
+            _stands_in(Path(one.request.run_dir) / "finetune.yaml", one.batch_size) for one in results
         ),
         "trained": sum(job["JobState"] == "COMPLETED" for job in trained.values()),
         "by_group": all(
@@ -172,6 +166,10 @@ def _singles(slurm: Slurm, experiment: Path, capacity: str) -> dict[str, Any]:
     }
 
 
+def _stands_in(config: Path, batch_size: int | None) -> bool:
+    return re.search(rf"(?m)^batch_size: {batch_size}\b", config.read_text(encoding="utf-8")) is not None
+
+
 def _time(text: str) -> float:
     return time.mktime(datetime.fromisoformat(text).timetuple())
 
@@ -182,18 +180,19 @@ def _lines(answer: dict[str, Any]) -> list[str]:
     return [
         f"# {runs} runs, {len(FINGERPRINTS)} fingerprints",
         "",
-        f"{answer['cpu']}, {answer['cores']} cores, load {answer['load_before']:.1f} from other work before it began; "
-        f"torch {answer['versions'].get('torch')}, torchtune {answer['versions'].get('torchtune')}. The small model, "
-        "LoRA, packs of 128 tokens; two jobs at a time.",
+        f"{answer['cpu']}, {answer['cores']} cores, load {answer['load_before']:.1f} from other work before it "
+        f"began; torch {answer['versions'].get('torch')}, torchtune {answer['versions'].get('torchtune')}. The "
+        "small model, LoRA, packs of 128 tokens; two jobs at a time.",
         "",
         "| | jobs | trials | wall |",
         "|---|---|---|---|",
         f"| `autobatch probe EXPERIMENT` | {grouped['jobs']} | {grouped['trials']} | {grouped['wall_s']:.0f} s |",
         f"| single probes, {done} carried out | {done} | {singles['trials']} | {singles['wall_s']:.0f} s |",
-        f"| scaled to {runs} | {runs} | {singles['trials'] * runs / done:.0f} | {answer['singles_scaled_s']:.0f} s |",
+        f"| scaled to {runs} | {runs} | {singles['trials'] * runs / done:.0f} "
+        f"| {answer['singles_scaled_s']:.0f} s |",
         "",
         f"Ratio: {answer['ratio']:.1f}. {grouped['written']} of {runs} runs have the measured batch_size in their "
-        f"finetune.yaml; {grouped['trained']} training jobs ended well, every one begun after its own group's task, "
+        f"finetune.yaml; {grouped['trained']} training jobs ended well, each begun after its own group's task, "
         f"{grouped['trained_before_the_last_probe']} of them before the last task had ended. "
         f"{grouped['runs_with_trials']} runs measured; the others had every trial from one of those.",
     ]
