@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "autobatch"
 
 #: Import nothing heavy and none of the rooms.
-FOUNDATION = {"autobatch", "errors", "records", "shipped", "units"}
+FOUNDATION = {"autobatch", "errors", "json_form", "records", "shipped", "units"}
 
 #: room or top-level module -> rooms and modules that it may import, besides itself and the foundation.
 MAY_IMPORT = {
