@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autobatch.api import probe as probe
+    from autobatch.api import probe_all as probe_all
     from autobatch.records import ProbeResult as ProbeResult
     from autobatch.records import Status as Status
 
-__all__ = ["ProbeResult", "Status", "__version__", "probe"]
+__all__ = ["ProbeResult", "Status", "__version__", "probe", "probe_all"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "probe":
-        from autobatch.api import probe
+    if name in ("probe", "probe_all"):
+        from autobatch import api
 
-        return probe
+        return getattr(api, name)
     if name in ("ProbeResult", "Status"):
         from autobatch import records
 

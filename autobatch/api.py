@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autobatch.errors import JobError, UsageError
 from autobatch.records import Metric, PackingMode, Preference, ProbeRequest, ProbeResult, Unit
 from autobatch.units import parse_bytes
 
 if TYPE_CHECKING:
+    from autobatch.launch.group_submission import GroupSubmission
+    from autobatch.launch.resources import Resources
     from autobatch.launch.submission import Submission
     from autobatch.probing.events import Event
+    from autobatch.runs.directory import RunDirectory
 
 _Choice = TypeVar("_Choice", bound=Enum)
 
@@ -76,26 +79,83 @@ def probe(
         UsageError: an argument can't be used, or another probe of this run is running.
         JobError: the job ended without a result.
     """
-    request = ProbeRequest(
-        run_dir=str(run),
-        recipe=recipe,
-        target_fraction=target,
-        capacity_bytes=parse_bytes(capacity) if isinstance(capacity, str) else capacity,
-        metric=_choice(Metric, metric, "metric"),
+    request = _request(
+        str(run),
+        target=target,
+        capacity=capacity,
+        metric=metric,
         max_batch_size=max_batch_size,
-        min_steps=steps,
+        recipe=recipe,
+        steps=steps,
         trial_timeout_s=trial_timeout_s,
         load_weights=load_weights,
-        packing=_choice(PackingMode, packing, "packing"),
+        packing=packing,
         density_sample=density_sample,
         force=force,
         estimate=estimate,
-        hold_effective_batch=hold_effective_batch is not False,
-        effective_batch=None if isinstance(hold_effective_batch, bool) else hold_effective_batch,
-        effective_batch_in=_choice(Unit, effective_batch_in, "effective_batch_in"),
-        prefer=_choice(Preference, prefer, "prefer"),
+        hold_effective_batch=hold_effective_batch,
+        effective_batch_in=effective_batch_in,
+        prefer=prefer,
     )
     return wait(start(request, cluster), on_event or (lambda event: None))
+
+
+def probe_all(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    cluster: str = "auto",
+    max_parallel: int | None = None,
+    on_event: Callable[[str, Event], None] | None = None,
+    **options: Any,
+) -> list[ProbeResult]:
+    """Probe many runs, with one series of trials for all whose memory fingerprint is the same, and wait.
+
+    Args:
+        paths: experiment directories, whose runs are directly below, and runs; one or several.
+        cluster: as for `probe`; on Slurm a job array, a task for each group of runs.
+        max_parallel: tasks of an array that run at a time.
+        on_event: hears what happens to which run (its path), in this thread.
+        options: as for `probe`, from `target` on; for all runs.
+
+    Returns:
+        The results, in the order of the paths, and of the runs below one by name. Look at each `status`.
+
+    Raises:
+        UsageError: everything that is wrong with any of the runs, or with an argument; nothing was started.
+        JobError: a run's job ended without a result for it. The others' are in their `probe/result.json`.
+    """
+    from autobatch.launch.group_submission import submit_arrays
+    from autobatch.launch.group_wait import probe_groups_here, wait_for_groups
+    from autobatch.launch.groups import group, read_members
+    from autobatch.launch.submission import Cluster, refuse_in_vain, resolve_cluster, resources_for
+    from autobatch.runs.experiment import runs_at
+    from autobatch.runs.settings import Profile
+
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    runs, _ = runs_at([Path(path) for path in given])
+    chosen, _ = resolve_cluster(_choice(Cluster, cluster, "cluster"))
+    request = _request("", **options)
+
+    def resources_of(run: RunDirectory) -> Resources | None:
+        refuse_in_vain(run, chosen)
+        return resources_for(run, {}, Profile()) if chosen is Cluster.SLURM else None
+
+    members = read_members(runs, request, resources_of)
+    groups = group(members)
+    hear = on_event or (lambda run, event: None)
+
+    def tell(submission: GroupSubmission, run: str, event: Event) -> None:
+        hear(run, event)
+
+    if chosen is Cluster.SLURM:
+        outcomes = wait_for_groups(submit_arrays(groups, max_parallel=max_parallel), tell)
+    else:
+        outcomes = probe_groups_here(groups, chosen, tell)
+    errors = [f"{outcome.run}: {outcome.error}" for outcome in outcomes if outcome.result is None]
+    if errors:
+        raise JobError("\n".join(errors))
+    results = {outcome.run: outcome.result for outcome in outcomes if outcome.result is not None}
+    return [results[member.request.run_dir] for member in members]
 
 
 def start(request: ProbeRequest, cluster: str) -> Submission:
@@ -114,6 +174,7 @@ def wait(submission: Submission, tell: Callable[[Event], None]) -> ProbeResult:
     Raises:
         AutobatchError: the job ended without a result.
     """
+    from autobatch.launch.group_wait import without_result
     from autobatch.launch.submission import follow
     from autobatch.probing.events import Ended, Failed
 
@@ -127,17 +188,47 @@ def wait(submission: Submission, tell: Callable[[Event], None]) -> ProbeResult:
     except BaseException:
         submission.cancel()
         raise
-    raise JobError(
-        f"the probe's job {submission.job_id} ended without a result; its log: {submission.log}\n"
-        f"{_last_lines(submission.log)}".rstrip()
+    raise JobError(without_result(submission.job_id, submission.log))
+
+
+def _request(
+    run_dir: str,
+    *,
+    target: float = 0.70,
+    capacity: str | int | None = None,
+    metric: str = "reserved",
+    max_batch_size: int | None = None,
+    recipe: str | None = None,
+    steps: int = 3,
+    trial_timeout_s: float = 600.0,
+    load_weights: bool = False,
+    packing: str = "config",
+    density_sample: int | None = None,
+    force: bool = False,
+    estimate: bool = True,
+    hold_effective_batch: bool | int = False,
+    effective_batch_in: str = "sequences",
+    prefer: str = "memory",
+) -> ProbeRequest:
+    return ProbeRequest(
+        run_dir=run_dir,
+        recipe=recipe,
+        target_fraction=target,
+        capacity_bytes=parse_bytes(capacity) if isinstance(capacity, str) else capacity,
+        metric=_choice(Metric, metric, "metric"),
+        max_batch_size=max_batch_size,
+        min_steps=steps,
+        trial_timeout_s=trial_timeout_s,
+        load_weights=load_weights,
+        packing=_choice(PackingMode, packing, "packing"),
+        density_sample=density_sample,
+        force=force,
+        estimate=estimate,
+        hold_effective_batch=hold_effective_batch is not False,
+        effective_batch=None if isinstance(hold_effective_batch, bool) else hold_effective_batch,
+        effective_batch_in=_choice(Unit, effective_batch_in, "effective_batch_in"),
+        prefer=_choice(Preference, prefer, "prefer"),
     )
-
-
-def _last_lines(log: Path, count: int = 15) -> str:
-    try:
-        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
-    except OSError:
-        return ""
 
 
 def _choice(kind: type[_Choice], text: str, name: str) -> _Choice:

@@ -290,6 +290,21 @@ class EffectiveBatch:
 
 
 @dataclass(frozen=True)
+class SharedFrom:
+    """Trials that were measured for another run with the same fingerprint.
+
+    Attributes:
+        run: path of the run that they were measured for.
+        measured: when the last of them was; UTC, ISO 8601.
+        batch_sizes: which of the trials.
+    """
+
+    run: str
+    measured: str
+    batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The answer of a probe, as `probe/result.json` holds it.
 
@@ -313,6 +328,7 @@ class ProbeResult:
             and unless done.
         remarks: what else the answer means, in sentences.
         trials: every trial, in the order in which they ran.
+        shared_from: where trials come from that weren't run for this run; the others were.
         fit: the line through the peaks; None with fewer than two.
         density: of the dataset.
         prediction: what an estimate had said; None when none was asked for.
@@ -343,6 +359,7 @@ class ProbeResult:
     after: EffectiveBatch | None = None
     remarks: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
+    shared_from: tuple[SharedFrom, ...] = ()
     fit: Fit | None = None
     density: Density | None = None
     prediction: Prediction | None = None

@@ -121,9 +121,11 @@ def _run(words: list[str]) -> int:
         if name in words[:1]:
             importlib.import_module(f"autobatch.cli.{name}").add_arguments(command)
     arguments, rest = parser.parse_known_args(words)
-    # argparse takes a list of positional arguments from one place only; `key=value` may follow any option.
-    if hasattr(arguments, "overrides") and not any(word.startswith("-") for word in rest):
-        arguments.overrides += rest
+    # argparse takes a list of positional arguments from one place only; `key=value`, or another run, may follow
+    # any option.
+    listed = getattr(arguments, "overrides", getattr(arguments, "paths", None))
+    if listed is not None and not any(word.startswith("-") for word in rest):
+        listed += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return int(importlib.import_module(f"autobatch.cli.{arguments.command}").run(arguments))

@@ -1,4 +1,7 @@
-"""`autobatch probe RUN`: measure the largest batch_size of a run and write it into its files."""
+"""`autobatch probe PATH`: measure the largest batch_size of a run and write it into its files.
+
+Many runs, or an experiment directory: `probe_many`.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
     from autobatch.launch.slurm import submit_training
     from autobatch.launch.submission import Cluster, resolve_cluster, resources_for, submit
     from autobatch.runs.directory import read_run
+    from autobatch.runs.experiment import is_for_many
     from autobatch.runs.settings import find_profile, user_directory
 
+    if arguments.max_parallel is not None and arguments.max_parallel < 1:
+        raise UsageError(f"--max-parallel {arguments.max_parallel} is less than 1")
+    if is_for_many([Path(path) for path in arguments.paths]):
+        from autobatch.cli.probe_many import run_many
+
+        return run_many(arguments)
     request = request_of(arguments)
     cluster, reason = resolve_cluster(Cluster(arguments.cluster))
     run_directory = read_run(Path(request.run_dir), request)
@@ -41,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
             run_directory, slurm_options_of(arguments), find_profile(arguments.profile, places)
         )
     else:
-        _refuse_slurm_options(arguments, cluster)
-    script = None if arguments.train is None else _training_script(run_directory, arguments.train)
+        refuse_slurm_options(arguments, cluster)
+    script = None if arguments.train is None else training_script(run_directory, arguments.train)
     if arguments.dry_run:
         plan = _plan(request, run_directory, cluster, resources, arguments.after)
         print(json.dumps(plan, indent=2) if arguments.json else "\n".join(_plan_lines(plan)))
@@ -56,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if waits:
         return _wait(submission, as_json=arguments.json)
     print(f"log: {submission.log}", file=sys.stderr)
-    print(f"next: autobatch status {shlex.quote(arguments.run)}", file=sys.stderr)
+    print(f"next: autobatch status {shlex.quote(arguments.paths[0])}", file=sys.stderr)
     print(json.dumps(jobs) if arguments.json else "\n".join(jobs.values()))
     return 0
 
@@ -92,16 +102,20 @@ def _wait(submission: Submission, *, as_json: bool) -> int:
     return 0
 
 
-def _refuse_slurm_options(arguments: argparse.Namespace, cluster: Cluster) -> None:
+def refuse_slurm_options(arguments: argparse.Namespace, cluster: Cluster) -> None:
+    """Refuse options that would do nothing where there is no Slurm."""
     given = [
         *slurm_options_of(arguments),
-        *(name for name in ("profile", "after", "train") if getattr(arguments, name)),
+        *(name for name in ("profile", "after", "train", "max_parallel") if getattr(arguments, name)),
     ]
     if given and not arguments.dry_run:
-        raise UsageError(f"--{given[0]} is for Slurm, and the probe would run with --cluster {cluster.value}")
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} is for Slurm, and the probe would run with --cluster {cluster.value}"
+        )
 
 
-def _training_script(run_directory: RunDirectory, name: str) -> Path:
+def training_script(run_directory: RunDirectory, name: str) -> Path:
+    """The script that `--train` names, in the run's directory or from here."""
     for path in (run_directory.path / name, Path(name).absolute()):
         if path.is_file():
             return path

@@ -13,6 +13,12 @@ Measure the largest batch_size of a run: its own recipe runs a few optimizer ste
 sizes, each in a process of its own, until b fits in the target and b + 1 doesn't, both measured.
 The answer goes into RUN/finetune.yaml and ../runs_plan.md, with the packing density; every figure
 behind it into RUN/probe/result.json. Nothing is written before the last trial has ended.
+
+Of many runs, those with one memory fingerprint (the same but for learning rate, seed, epochs, output and
+logging, data of the same form), one environment and one set of resources are a group: one series of trials
+answers for all of them, one task of a Slurm array (or, elsewhere, one job after the other) carries it out.
+Each run packs its own dataset, for its own density and its own cap, and what its own cap needs is measured.
+Trials on file, of any run of the experiment, count too. Nothing is started unless all runs can be probed.
 """
 
 _SLURM_DESCRIPTION = """\
@@ -31,9 +37,11 @@ files in RUN/probe/:
   trials.jsonl   the journal: a probe that was killed goes on from it and measures nothing twice
   events.jsonl   what happens while it runs, a JSON object a line
   trials/        config and log of each trial;  job/  the job's own log
+of many runs, scripts and logs of the jobs are in EXPERIMENT/probe/job/
 
 --json prints the result as result.json holds it, also when the answer is no; an error that leaves no result is
-{"error": "...", "exit_code": 2 or 3}.
+{"error": "...", "exit_code": 2 or 3}. Of many runs it prints {"runs": [{"run", "group", "job_id", "log", "result",
+"error", "exit_code"}, ...], "exit_code"}: result and error when it was waited for, train_job_id with --train.
 
 exit codes:
   0  done: the batch_size is in finetune.yaml
@@ -41,6 +49,7 @@ exit codes:
      forbids accumulation, and it doesn't fit as one batch); no file was changed
   2  the run or an option can't be used; no file was changed
   3  the recipe crashed or hung; no file was changed
+  of many runs: the largest of theirs
 
 example:
   $ autobatch probe demo-run/run1 --capacity 1.5GiB
@@ -53,7 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument("run", metavar="RUN", help="run directory, which holds finetune.yaml")
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="run directory, which holds finetune.yaml; or an experiment directory, for all runs directly below "
+        "it; or several of them",
+    )
     where = parser.add_argument_group("where it runs")
     where.add_argument(
         "--cluster",
@@ -125,7 +140,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of packs are then extrapolated",
     )
     what.add_argument(
-        "--force", action="store_true", help="measure again though valid measurements are on file"
+        "--force",
+        action="store_true",
+        help="measure again though valid measurements are on file, of this run or, of many, of another like it",
     )
     what.add_argument(
         "--no-estimate",
@@ -208,6 +225,12 @@ def _add_slurm_arguments(slurm: argparse._ArgumentGroup) -> None:
         "both job ids, the probe's first",
     )
     slurm.add_argument(
+        "--max-parallel",
+        type=int,
+        metavar="N",
+        help="of many runs: at most N tasks of an array at a time (default: as many as the cluster lets)",
+    )
+    slurm.add_argument(
         "--accept-partial",
         action="store_true",
         help="when the job's time limit ends the search, take the largest size measured to fit, not a refusal",
@@ -223,7 +246,7 @@ def request_of(arguments: argparse.Namespace) -> ProbeRequest:
             f"--in {arguments.effective_batch_in} says what --hold-effective-batch counts: give that too"
         )
     return ProbeRequest(
-        run_dir=arguments.run,
+        run_dir=arguments.paths[0],
         recipe=arguments.recipe,
         target_fraction=arguments.target,
         capacity_bytes=parse_bytes(arguments.capacity) if arguments.capacity is not None else None,

@@ -40,7 +40,7 @@ def renderer() -> Iterator[Renderer]:
         with _LiveTable() as live:
             yield live
     else:
-        yield _PlainLines()
+        yield PlainLines()
 
 
 def describe(event: Event) -> list[str]:
@@ -65,31 +65,42 @@ def describe(event: Event) -> list[str]:
     return []
 
 
-class _PlainLines:
-    def __init__(self) -> None:
+class PlainLines:
+    """Lines as they come.
+
+    Args:
+        prefix: of each line; of a run among many.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._capacity: int | None = None
         self._tenth = 0
         self._widths = (10, 10, 11, 9, 9)
 
     def show(self, event: Event) -> None:
+        """Take one event."""
         for line in describe(event):
-            _say(line)
+            self._say(line)
         if isinstance(event, FoundDevice):
             self._capacity = event.capacity_bytes
         elif isinstance(event, Packing) and event.total:
             tenth = 10 * event.done // event.total
             if tenth > self._tenth:
                 self._tenth = tenth
-                _say(f"packing: {event.done} of {event.total} examples")
+                self._say(f"packing: {event.done} of {event.total} examples")
         elif isinstance(event, Packed):
             self._row(HEADER)
         elif isinstance(event, TrialEnded):
             row = trial_row(event.trial, self._capacity)
             self._row((*row[:-1], row[-1] + (" (measured before)" if event.resumed else "")))
 
+    def _say(self, line: str) -> None:
+        _say(f"{self._prefix}{line}")
+
     def _row(self, cells: tuple[str, ...]) -> None:
         aligned = [cell.rjust(width) for cell, width in zip(cells, self._widths, strict=False)]
-        _say("  ".join([*aligned, cells[-1]]))
+        self._say("  ".join([*aligned, cells[-1]]))
 
 
 class _LiveTable:

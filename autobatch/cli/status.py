@@ -12,7 +12,8 @@ from autobatch.errors import UsageError
 _DESCRIPTION = """\
 Show how far the probe of a run, or of every run of an experiment, is: queued, running (which trial,
 which bracket), done, failed, preempted. Asks Slurm where the probe is a Slurm job; where Slurm
-doesn't answer, the run's own files.
+doesn't answer, the run's own files. Runs that one job probes as a group stand together, with how many
+of them it is done with.
 """
 
 _EPILOG = """\
@@ -45,7 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
     found = [status_of(run) for run in runs]
     if arguments.json:
         print(json.dumps([asdict(status) for status in found], indent=2))
-    else:
-        rows = [(Path(s.run).resolve().name, s.job_id or "-", s.state, s.detail) for s in found]
-        print("\n".join(text_table(("run", "job", "state", "detail"), rows, numbers=False)))
+        return 0
+    # The runs of a job beside one another, in the order of their first.
+    jobs = list(dict.fromkeys(status.job_id for status in found if status.group))
+    found.sort(key=lambda status: jobs.index(status.job_id) if status.group else len(jobs))
+    header: tuple[str, ...] = ("run", "job", "state", "detail")
+    rows: list[tuple[str, ...]] = [
+        (Path(s.run).resolve().name, s.job_id or "-", s.state, s.detail) for s in found
+    ]
+    if jobs:
+        header = ("run", "job", "group", "state", "detail")
+        groups = [f"{s.group_done} of {len(s.group)} done" if s.group else "-" for s in found]
+        rows = [(*row[:2], group, *row[2:]) for row, group in zip(rows, groups, strict=True)]
+    print("\n".join(text_table(header, rows, numbers=False)))
     return 0

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autobatch.errors import AutobatchError, JobError, UsageError
 from autobatch.records import ProbeRequest, from_json, to_json
+
+if TYPE_CHECKING:
+    from autobatch.probing.events import Event
+    from autobatch.probing.pool import TrialPool
 
 #: Seconds before the time limit at which Slurm warns a job with a signal, on which submitit requeues it.
 SIGNAL_DELAY_S = 15
@@ -39,12 +43,19 @@ def probe_job(
             on it; the reason is in `probe/result.json`.
         AutobatchError: the run can't be probed, or a file can't be written.
     """
-    # Only here: whoever submits this function must not pay for these imports.
-    from autobatch.estimate.forecaster import forecast
-    from autobatch.launch.drawing import draw_report
-    from autobatch.probing.events import EVENTS, Ended, Event, EventLog, Failed, Said
+    return probe_one(request, attempt, begin_job(environment))
+
+
+def begin_job(environment: Mapping[str, str | None]) -> float | None:
+    """What a job does first: its environment, and what it makes of signals.
+
+    Args:
+        environment: as for `probe_job`.
+
+    Returns:
+        Unix time by which it should have ended by itself; None for no limit.
+    """
     from autobatch.probing.forkserver import die_with_parent
-    from autobatch.probing.job import run_probe
 
     for name, value in environment.items():
         if value is None:
@@ -59,6 +70,29 @@ def probe_job(
         # submitit passes over SIGTERM, with which a probe is cancelled, and its job outlives its controller.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         die_with_parent(signal.SIGKILL)
+    return deadline
+
+
+def probe_one(
+    request: Mapping[str, Any], attempt: str, deadline: float | None, pool: TrialPool | None = None
+) -> dict[str, Any]:
+    """Probe one run in a job that has begun.
+
+    Args:
+        request: a `ProbeRequest` as JSON.
+        attempt: marks this job's events.
+        deadline: of `begin_job`.
+        pool: what the job's other probes have measured.
+
+    Raises:
+        AutobatchError: as `probe_job`.
+    """
+    # Only here: whoever submits this function must not pay for these imports.
+    from autobatch.estimate.forecaster import forecast
+    from autobatch.launch.drawing import draw_report
+    from autobatch.probing.events import EVENTS, Ended, EventLog, Failed, Said
+    from autobatch.probing.job import run_probe
+
     asked = from_json(ProbeRequest, request)
     run_dir = Path(asked.run_dir)
     if not run_dir.is_dir():
@@ -79,7 +113,7 @@ def probe_job(
 
     try:
         try:
-            result = run_probe(asked, tell, deadline=deadline, forecaster=forecast)
+            result = run_probe(asked, tell, deadline=deadline, forecaster=forecast, pool=pool)
         except OSError as error:
             # A full disk, or a directory where one of the files in probe/ should be.
             raise UsageError(

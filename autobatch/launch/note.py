@@ -21,11 +21,12 @@ class JobNote:
 
     Attributes:
         cluster: ``slurm``, ``local`` or ``inline``.
-        job_id: Slurm's, or a process id of `host`.
+        job_id: Slurm's, such as ``28`` or, of an array's task, ``28_0``; or a process id of `host`.
         attempt: marks its events.
         log: its own output.
         submitted: Unix time.
         host: from which it was started.
+        members: paths of all runs that the job probes, this one among them; empty where it is the only one.
     """
 
     cluster: str
@@ -34,6 +35,7 @@ class JobNote:
     log: str
     submitted: float
     host: str = ""
+    members: tuple[str, ...] = ()
 
     @property
     def is_slurm(self) -> bool:

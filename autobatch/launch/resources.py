@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autobatch.runs.settings import OPTIONS, Profile, parse_minutes
 
@@ -26,13 +26,13 @@ class Resources:
     Attributes:
         time_min: limit of the job.
         options: other sbatch options by their long name.
-        sources: where each option came from, for people.
+        sources: where each option came from, for people; jobs that ask for the same are equal wherever it is from.
         setup: shell lines before the probe; the job ends at the first that fails.
     """
 
     time_min: int
     options: Mapping[str, str]
-    sources: Mapping[str, str]
+    sources: Mapping[str, str] = field(compare=False)
     setup: tuple[str, ...]
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,33 +32,19 @@ ALIVE = (
 )  # fmt: skip
 
 
-class SlurmJob:
-    """A probe's job that was handed to Slurm.
+class SlurmTask:
+    """A job, or a task of an array, that was handed to Slurm.
 
     Attributes:
-        job_id: Slurm's.
-        log: the job's own output.
-        events: file that its events go to.
-        attempt: marks them; a requeued job keeps it.
+        job_id: Slurm's: ``28``, or ``28_0``.
+        log: its own output.
+        attempt: marks its events; a requeued job keeps it.
     """
 
-    def __init__(
-        self, request: ProbeRequest, run: RunDirectory, resources: Resources, after: str | None = None
-    ) -> None:
-        from autobatch.launch.entry import ProbeJob
-
-        self.attempt = uuid.uuid4().hex
-        self.events = run.path / "probe" / EVENTS
-        executor = _executor(run, resources, after)
-        executor.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with safe_path():
-                job = executor.submit(ProbeJob(to_json(request), self.attempt))
-        except Exception as error:
-            # submitit raises its own kinds for what sbatch says; all of it is for the user to read.
-            raise UsageError(f"sbatch refused the probe's job: {error}") from error
-        self.job_id = str(job.job_id)
-        self.log = Path(job.paths.stderr)
+    def __init__(self, job_id: str, log: Path, attempt: str) -> None:
+        self.job_id = job_id
+        self.log = log
+        self.attempt = attempt
         self._asked = 0.0
 
     def finished(self) -> bool:
@@ -73,9 +60,62 @@ class SlurmJob:
         cancel_job(self.job_id)
 
 
+class SlurmJob(SlurmTask):
+    """The job of one run's probe, handed to Slurm.
+
+    Attributes:
+        events: file that its events go to.
+    """
+
+    def __init__(
+        self, request: ProbeRequest, run: RunDirectory, resources: Resources, after: str | None = None
+    ) -> None:
+        from autobatch.launch.entry import ProbeJob
+
+        attempt = uuid.uuid4().hex
+        self.events = run.path / "probe" / EVENTS
+        executor = executor_for(_folder(run), run.name, resources, after)
+        executor.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with safe_path():
+                job = executor.submit(ProbeJob(to_json(request), attempt))
+        except Exception as error:
+            # submitit raises its own kinds for what sbatch says; all of it is for the user to read.
+            raise UsageError(f"sbatch refused the probe's job: {error}") from error
+        super().__init__(str(job.job_id), Path(job.paths.stderr), attempt)
+
+
+def submit_array(
+    executor: Any, tasks: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[str]]]
+) -> list[SlurmTask]:
+    """Submit the jobs of several groups as one array; of one group, as a plain job.
+
+    Args:
+        executor: of `executor_for`.
+        tasks: of each group what `GroupJob` takes: requests, and runs whose measurements count.
+
+    Raises:
+        UsageError: sbatch refused it.
+    """
+    from autobatch.launch.group_job import GroupJob
+
+    attempts = [uuid.uuid4().hex for _ in tasks]
+    jobs = []
+    try:
+        with safe_path(), executor.batch():
+            for (requests, others), attempt in zip(tasks, attempts, strict=True):
+                jobs.append(executor.submit(GroupJob(requests, others, attempt)))
+    except Exception as error:
+        raise UsageError(f"sbatch refused the probes' jobs: {error}") from error
+    return [
+        SlurmTask(str(job.job_id), Path(job.paths.stderr), attempt)
+        for job, attempt in zip(jobs, attempts, strict=True)
+    ]
+
+
 def sbatch_script(run: RunDirectory, resources: Resources, after: str | None = None) -> str:
     """The script that `SlurmJob` would submit, as submitit writes it; submits nothing."""
-    executor = _executor(run, resources, after)
+    executor = executor_for(_folder(run), run.name, resources, after)
     # submitit has no public way to see it.
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
     return text
@@ -140,22 +180,37 @@ def cancel_job(job_id: str) -> None:
     ask("scancel", job_id)
 
 
-def _executor(run: RunDirectory, resources: Resources, after: str | None) -> Any:
+def _folder(run: RunDirectory) -> Path:
+    return run.path / "probe" / "job"
+
+
+def executor_for(folder: Path, name: str, resources: Resources, after: str | None) -> Any:
+    """submitit's executor for a probe's job.
+
+    Args:
+        folder: of its scripts and logs; made when a job is submitted.
+        name: of the run, or of the experiment.
+        resources: what to ask for.
+        after: a job that must end well first.
+
+    Raises:
+        UsageError: Slurm can't write into such a directory.
+    """
     import submitit
 
     from autobatch.launch.entry import SIGNAL_DELAY_S
 
-    if "%" in str(run.path):
+    if "%" in str(folder):
         raise UsageError(
-            f"{run.path}: Slurm reads `%` in the path of a job's log as a pattern: rename the directory, or use "
+            f"{folder}: Slurm reads `%` in the path of a job's log as a pattern: rename the directory, or use "
             "--cluster local or inline"
         )
-    executor = submitit.SlurmExecutor(folder=run.path / "probe" / "job", max_num_timeout=_MAX_REQUEUES)
+    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=_MAX_REQUEUES)
     additional = dict(resources.options)
     if after is not None:
         additional |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
     executor.update_parameters(
-        job_name=f"autobatch-{run.name}",
+        job_name=f"autobatch-{name}",
         time=resources.time_min,
         nodes=1,
         ntasks_per_node=1,

@@ -11,16 +11,16 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from autobatch.edits.together import refuse_unwritable
 from autobatch.errors import UsageError
 from autobatch.launch.note import JOB_NOTE, JobNote, read_note, write_note
-from autobatch.launch.processes import SAFE_PATH, end_job, safe_path
+from autobatch.launch.processes import SAFE_PATH, end_job, is_job, safe_path
 from autobatch.launch.resources import Resources, resolve_resources
 from autobatch.launch.slurm import ALIVE, SlurmJob, job_state
 from autobatch.probing.events import EVENTS, Ended, Event, EventReader, Failed
@@ -105,7 +105,7 @@ def submit(
         UsageError: another probe of the run is under way, or its answer couldn't be written.
     """
     directory = run.path / "probe"
-    _refuse_in_vain(run, directory, cluster)
+    refuse_in_vain(run, cluster)
     folder = directory / "job"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,9 +115,11 @@ def submit(
         ) from error
     submission: Submission
     if cluster is Cluster.INLINE:
-        submission = _PlainProcess(request, folder)
+        submission = PlainProcess({"request": to_json(request)}, folder / "inline.log", directory / EVENTS)
     elif cluster is Cluster.LOCAL:
-        submission = _LocalJob(request, folder)
+        from autobatch.launch.entry import probe_job
+
+        submission = LocalJob(probe_job, (to_json(request),), folder, directory / EVENTS)
     else:
         submission = SlurmJob(
             request,
@@ -142,14 +144,20 @@ def submit(
     return submission
 
 
-def _refuse_in_vain(run: RunDirectory, directory: Path, cluster: Cluster) -> None:
+def refuse_in_vain(run: RunDirectory, cluster: Cluster) -> None:
     """Refuse what the job would refuse: a second probe, and files that it couldn't write its answer into.
 
     A second one in Slurm's queue is refused too: status and cancel know of one.
+
+    Raises:
+        UsageError: one of these.
     """
+    directory = run.path / "probe"
     if is_held(directory):
         raise second_one(directory)
     note = read_note(directory)
+    if note is not None and is_process_of_group(note):
+        raise second_one(directory)
     if cluster is Cluster.SLURM and note is not None and note.is_slurm and job_state(note.job_id) in ALIVE:
         raise UsageError(
             f"{run.path}: Slurm job {note.job_id} is to probe this run already: wait for it, or end it (autobatch "
@@ -163,6 +171,12 @@ def _refuse_in_vain(run: RunDirectory, directory: Path, cluster: Cluster) -> Non
         directory / EVENTS,
     ):
         refuse_unwritable(path)
+
+
+def is_process_of_group(note: JobNote) -> bool:
+    """Whether a run is among those that a process of this machine is probing now, or will."""
+    is_here = not note.is_slurm and bool(note.members) and note.host == socket.gethostname()
+    return is_here and is_job(int(note.job_id))
 
 
 def resources_for(run: RunDirectory, flags: Mapping[str, str], profile: Profile) -> Resources:
@@ -193,24 +207,30 @@ def _without_submitit(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name != "SUBMITIT_EXECUTOR"}
 
 
-class _PlainProcess:
-    """The job as a child of this process, ended with it."""
+class PlainProcess:
+    """The job as a child of this process, ended with it.
 
-    def __init__(self, request: ProbeRequest, folder: Path) -> None:
+    Args:
+        asked: what `autobatch.cli.job` reads.
+        log: gets the job's output.
+        events: file of its events.
+    """
+
+    def __init__(self, asked: Mapping[str, Any], log: Path, events: Path) -> None:
         self.attempt = uuid.uuid4().hex
-        self.events = folder.parent / EVENTS
-        self.log = folder / "inline.log"
+        self.events = events
+        self.log = log
         # The job's own process inherits the file; closing ours is all there is to do here.
-        with self.log.open("w", encoding="utf-8") as log:
+        with self.log.open("w", encoding="utf-8") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "autobatch.cli.job"],
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_without_submitit(os.environ) | SAFE_PATH,
             )
         assert self._process.stdin is not None
-        asked = {"request": to_json(request), "attempt": self.attempt, "parent": os.getpid()}
+        asked = {**asked, "attempt": self.attempt, "parent": os.getpid()}
         # Should it have ended already, its log says why.
         with suppress(BrokenPipeError), self._process.stdin as pipe:
             pipe.write(json.dumps(asked).encode())
@@ -224,16 +244,23 @@ class _PlainProcess:
         self._process.wait()
 
 
-class _LocalJob:
-    """The job on this machine, under submitit's local executor."""
+class LocalJob:
+    """The job on this machine, under submitit's local executor.
 
-    def __init__(self, request: ProbeRequest, folder: Path) -> None:
+    Args:
+        function: that it calls, with `arguments`, the attempt's mark and the environment.
+        arguments: as JSON.
+        folder: gets its log.
+        events: file of its events.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], folder: Path, events: Path
+    ) -> None:
         import submitit
 
-        from autobatch.launch.entry import probe_job
-
         self.attempt = uuid.uuid4().hex
-        self.events = folder.parent / EVENTS
+        self.events = events
         executor = submitit.LocalExecutor(folder=folder)
         executor.update_parameters(timeout_min=_LOCAL_TIMEOUT_MIN)
         # The executor sets it to nothing; this undoes that inside the job.
@@ -242,7 +269,7 @@ class _LocalJob:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with safe_path():
-                self._job = executor.submit(probe_job, to_json(request), self.attempt, environment)
+                self._job = executor.submit(function, *arguments, self.attempt, environment)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.job_id = str(self._job.job_id)

@@ -10,7 +10,7 @@ from autobatch.errors import UsageError
 from autobatch.launch.note import JOB_NOTE, JobNote, read_note
 from autobatch.launch.processes import end_job, is_job
 from autobatch.launch.slurm import ALIVE, cancel_job, job_state
-from autobatch.probing.events import EVENTS, EventReader, TrialBegan, TrialEnded
+from autobatch.probing.events import EVENTS, Ended, EventReader, Failed, TrialBegan, TrialEnded
 from autobatch.probing.lock import is_held
 from autobatch.records import Status
 from autobatch.runs.directory import CONFIG_NAME
@@ -28,6 +28,8 @@ class ProbeStatus:
         job_id: of the last job; None when there was none.
         cluster: where that job ran; None when there was none.
         slurm_state: Slurm's own word; None when it wasn't asked or didn't answer.
+        group: names of the runs that the job probes one after the other; empty where it is this one alone.
+        group_done: of those, how many it is done with.
     """
 
     run: str
@@ -36,6 +38,8 @@ class ProbeStatus:
     job_id: str | None = None
     cluster: str | None = None
     slurm_state: str | None = None
+    group: tuple[str, ...] = ()
+    group_done: int = 0
 
 
 def status_of(run: Path) -> ProbeStatus:
@@ -45,14 +49,21 @@ def status_of(run: Path) -> ProbeStatus:
         return _from_result(run, None, None)
     slurm_state = job_state(note.job_id) if note.is_slurm else None
     state, detail = _judge(run, note, slurm_state)
-    return ProbeStatus(str(run), state, detail, note.job_id, note.cluster, slurm_state)
+    names = tuple(Path(member).name for member in note.members)
+    done = sum(_last_word(Path(member), note.attempt) is not None for member in note.members)
+    return ProbeStatus(str(run), state, detail, note.job_id, note.cluster, slurm_state, names, done)
 
 
-def cancel(run: Path) -> str | None:
+def cancel(run: Path, *, whole_group: bool = False) -> str | None:
     """End the run's probe; returns its job id, or None when none is under way.
 
+    Args:
+        run: the run directory.
+        whole_group: also when its job probes other runs too, which are ended with it.
+
     Raises:
-        UsageError: there is no such run, or its probe is a process of another machine.
+        UsageError: there is no such run, its probe is a process of another machine, or its job probes other
+            runs too.
     """
     if not (run / CONFIG_NAME).is_file():
         raise UsageError(f"{run}: no {CONFIG_NAME} here: name a run directory")
@@ -60,6 +71,11 @@ def cancel(run: Path) -> str | None:
     under_way = ("queued", "running", "preempted", "unknown") if note and note.is_slurm else ("running",)
     if note is None or status_of(run).state not in under_way:
         return None
+    others = [Path(member).name for member in note.members if Path(member) != run.resolve()]
+    if others and not whole_group:
+        raise UsageError(
+            f"{run}: job {note.job_id} probes {', '.join(others)} with it: --group ends it for all of them"
+        )
     if note.is_slurm:
         cancel_job(note.job_id)
         return note.job_id
@@ -80,6 +96,15 @@ def _judge(run: Path, note: JobNote, slurm_state: str | None) -> tuple[str, str]
     # A job on this machine takes the lock some seconds after its start.
     is_local = not note.is_slurm and note.host == socket.gethostname()
     running = is_held(run / "probe") or (is_local and is_job(int(note.job_id)))
+    word = _last_word(run, note.attempt) if note.members else None
+    if word is not None:
+        # Its job may go on with the others.
+        if isinstance(word, Failed):
+            return "failed", word.message.partition("\n")[0]
+        ended = _from_result(run, None, None)
+        return ended.state, ended.detail
+    if note.members and not progress and (running or slurm_state == "RUNNING"):
+        progress = _turn(run, note)
     if running or slurm_state in ("RUNNING", "COMPLETING"):
         return "running", progress or "setting up"
     if slurm_state in ALIVE:
@@ -96,6 +121,20 @@ def _judge(run: Path, note: JobNote, slurm_state: str | None) -> tuple[str, str]
         )
     said = f"Slurm: {slurm_state}; " if slurm_state else ""
     return "failed", f"{said}the job ended without a result; its log: {note.log}"
+
+
+def _last_word(run: Path, attempt: str) -> Ended | Failed | None:
+    """What a job said of a run when it had ended with it; None when it hasn't."""
+    events = EventReader(run / "probe" / EVENTS, attempt).new()
+    return next((event for event in events if isinstance(event, (Ended, Failed))), None)
+
+
+def _turn(run: Path, note: JobNote) -> str:
+    """Of a run that has no trial yet: which run of its group is being measured."""
+    for member in map(Path, note.members):
+        if _last_word(member, note.attempt) is None:
+            return "" if member == run.resolve() else f"waits for {member.name}, which comes first"
+    return ""
 
 
 def _from_result(run: Path, job_id: str | None, cluster: str | None, since: float = 0.0) -> ProbeStatus:

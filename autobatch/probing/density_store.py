@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from autobatch.packing.build import PackSpec
 from autobatch.packing.logs import packing_progress
-from autobatch.probing.events import Event, Packing
+from autobatch.probing.events import Event, Packing, Said
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.worker import pack_dataset, read_dataset_once
 from autobatch.records import Density, from_json, to_json
@@ -70,7 +73,12 @@ class DensityStore:
         self._kept = directory / "density.json"
 
     def get(
-        self, server: ForkServer, tell: Callable[[Event], None], *, fresh: bool = False
+        self,
+        server: ForkServer,
+        tell: Callable[[Event], None],
+        *,
+        fresh: bool = False,
+        packed_by: dict[str, Path] | None = None,
     ) -> PackingOutcome:
         """The density; `rows` holds rows for the trials afterwards.
 
@@ -78,6 +86,8 @@ class DensityStore:
             server: gives the process that packs.
             tell: hears the progress.
             fresh: pack again though nothing changed.
+            packed_by: directories of other runs in which this dataset, by its key, may lie packed; this one's
+                is added.
         """
         from omegaconf import OmegaConf
 
@@ -89,8 +99,15 @@ class DensityStore:
         kept = _read_kept(self._kept)
         if not fresh and kept is not None and kept.key == key and kept.rows_bytes == _size(self.rows):
             return PackingOutcome(kept.density, kept.held_bytes)
+        packed_by = {} if packed_by is None else packed_by
+        taken = self._take_over(packed_by.get(key), key)
+        if taken is not None:
+            tell(Said(f"the dataset is packed already, for {packed_by[key].parent.name}"))
+            return PackingOutcome(taken.density, taken.held_bytes)
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._kept.unlink(missing_ok=True)
+        # The rows may be another run's, too, under this name.
+        for old in (self._kept, self.rows):
+            old.unlink(missing_ok=True)
         config, log, answer = (self._directory / f"packing.{ext}" for ext in ("yaml", "log", "json"))
         for left_over in (log, answer):
             left_over.unlink(missing_ok=True)
@@ -126,7 +143,34 @@ class DensityStore:
             return PackingOutcome(None, error=said["error"])
         found = _Kept(key, from_json(Density, said["density"]), said["held_bytes"], _size(self.rows))
         self._kept.write_text(json.dumps(to_json(found)), encoding="utf-8")
+        packed_by[key] = self._directory
         return PackingOutcome(found.density, found.held_bytes)
+
+    def _take_over(self, other: Path | None, key: str) -> _Kept | None:
+        """What another run's store holds, now this one's too; None when it doesn't hold `key` any more."""
+        kept = _read_kept(other / self._kept.name) if other is not None else None
+        if other is None or other == self._directory or kept is None or kept.key != key:
+            return None
+        rows = other / self.rows.name
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for old in (self._kept, self.rows):
+            old.unlink(missing_ok=True)
+        try:
+            # A second name, where the file system has such, instead of up to 64 MiB for each run.
+            os.link(rows, self.rows)
+        except OSError:
+            with suppress(OSError):
+                shutil.copyfile(rows, self.rows)
+        if _size(self.rows) != kept.rows_bytes:
+            return None
+        self._kept.write_text(json.dumps(to_json(kept)), encoding="utf-8")
+        return kept
+
+
+def kept_key(directory: Path) -> str | None:
+    """Of which dataset, packed how, a run's `probe/` holds the density; None when it holds none."""
+    kept = _read_kept(directory / "density.json")
+    return None if kept is None else kept.key
 
 
 def place_of_count(probe_dir: Path, *, packed: bool) -> Path:

@@ -28,14 +28,14 @@ def is_packed(run: RunDirectory, request: ProbeRequest) -> bool:
 
 
 def run_fingerprint(
-    run: RunDirectory, request: ProbeRequest, device: Device, environ: Mapping[str, str] | None = None
+    run: RunDirectory, request: ProbeRequest, device: Device | None, environ: Mapping[str, str] | None = None
 ) -> str:
     """Hash of everything that decides the memory of a trial of `run` on `device`.
 
     Args:
         run: the run.
         request: what is asked of its probe.
-        device: that it is measured on.
+        device: that it is measured on; None while that isn't known, for comparing runs with one another.
         environ: variables that the training sees, the exports of its script among them. Default: this
             process's, to which those exports must have been applied.
     """
@@ -43,7 +43,7 @@ def run_fingerprint(
     packed = is_packed(run, request)
     extras = {
         "recipe": run.recipe.identity,
-        "device": f"{device.kind} {device.name}",
+        "device": run.device if device is None else f"{device.kind} {device.name}",
         "load_weights": str(request.load_weights),
         "packed": str(packed),
         **{name: environ.get(name, "") for name in _MEMORY_ENVIRONMENT},

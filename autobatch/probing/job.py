@@ -24,9 +24,10 @@ from autobatch.probing.events import Began, Ended, Event, FoundDevice, Packed, S
 from autobatch.probing.forecast import Forecaster, Hint, Occasion, hint_for
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.identity import device_of, is_packed, run_fingerprint
-from autobatch.probing.journal import Decision, Journal
+from autobatch.probing.journal import JOURNAL, Decision, Journal
 from autobatch.probing.lock import only_one
 from autobatch.probing.meter import MALLOC_ENVIRONMENT
+from autobatch.probing.pool import KnownTrials, TrialPool
 from autobatch.probing.search import Answer, Cap, bracket_of, next_step
 from autobatch.probing.series import Deadline, Series, Stopped
 from autobatch.probing.trial import TrialRunner
@@ -34,12 +35,10 @@ from autobatch.probing.trial_config import TrialSetup
 from autobatch.probing.versions import installed_versions
 from autobatch.probing.wish import Wish, batch_before, cap_of, wish_of
 from autobatch.probing.writeback import write_back
-from autobatch.records import Limit, Metric, ProbeRequest, ProbeResult, Status, to_json
+from autobatch.records import Density, Limit, Metric, ProbeRequest, ProbeResult, Status, to_json
 from autobatch.runs.directory import RunDirectory, read_run
-from autobatch.runs.fingerprint import data_signature
+from autobatch.runs.fingerprint import data_bytes
 from autobatch.runs.results import RESULT, find_result
-
-JOURNAL = "trials.jsonl"
 
 #: An estimate that takes longer costs more than the trials that it saves.
 _FORECAST_S = 90.0
@@ -51,6 +50,7 @@ def run_probe(
     *,
     deadline: float | None = None,
     forecaster: Forecaster | None = None,
+    pool: TrialPool | None = None,
 ) -> ProbeResult:
     """Probe one run, on this machine, in this process and its children.
 
@@ -59,6 +59,7 @@ def run_probe(
         tell: hears what happens.
         deadline: Unix time by which it must be over; a trial that wouldn't end by then isn't begun.
         forecaster: says where to begin, and what to compare with; None begins with 1.
+        pool: what other runs have measured, and hear of what this one does; None for a run by itself.
 
     Returns:
         The answer, or why there is none; `probe/result.json` holds the same.
@@ -71,9 +72,8 @@ def run_probe(
     began = time.monotonic()
     run = read_run(Path(request.run_dir), request)
     with only_one(run.path / "probe"):
-        probe = _Probe(
-            request, run, tell, began, Deadline(deadline), forecaster if request.estimate else None
-        )
+        forecaster = forecaster if request.estimate else None
+        probe = _Probe(request, run, tell, began, Deadline(deadline), forecaster, pool or TrialPool())
         result = probe.carry_out()
         tell(Ended(result))
         return result
@@ -90,6 +90,7 @@ class _Probe:
         began: float,
         deadline: Deadline,
         forecaster: Forecaster | None,
+        pool: TrialPool,
     ) -> None:
         self._request = request
         self._run = run
@@ -97,6 +98,7 @@ class _Probe:
         self._began = began
         self._deadline = deadline
         self._forecaster = forecaster
+        self._pool = pool
         self._directory = run.path / "probe"
         self._started = _utc_now()
         if run.script is not None:
@@ -138,7 +140,7 @@ class _Probe:
             sample=request.density_sample,
             in_memory=device.kind == "cpu",
         )
-        packing = store.get(self._server, self._tell, fresh=request.force)
+        packing = store.get(self._server, self._tell, fresh=request.force, packed_by=self._pool.packed)
         if packing.density is None:
             return self._end(outcome.packing_failed(result, run, packing.error))
         density = packing.density
@@ -175,6 +177,7 @@ class _Probe:
         assert target_bytes is not None
         assert density is not None
         journal = self._open_journal(result)
+        known = KnownTrials(journal, self._pool, self._run.path, metric, target_bytes)
         runner = TrialRunner(
             self._server,
             TrialSetup(
@@ -203,16 +206,13 @@ class _Probe:
             held_bytes=held_bytes,
             timeout_s=min(_FORECAST_S, self._deadline.seconds_left() / 4),
         )
-        hint = self._hint(occasion, target_bytes, cap, journal)
-        # What an interrupted probe began with is on file, and costs nothing to begin with again.
-        guess = journal.trials[0].batch_size if journal.trials else hint.guess
+        hint = self._hint(occasion, target_bytes, cap, known)
+        guess = known.guess(cap.batch_size) or hint.guess
         if wish.hold is not None and not wish.hold.accumulates:
             guess = cap.batch_size
         series = Series(
             runner,
-            journal,
-            metric=metric,
-            target_bytes=target_bytes,
+            known,
             cap=cap.batch_size,
             deadline=self._deadline,
             tell=self._tell,
@@ -254,8 +254,8 @@ class _Probe:
             answer = Answer(fits, Limit.TIME)
         return choose_measured(series.trials, answer, wish, accept_partial=partial) or Stopped.OUT_OF_TIME
 
-    def _hint(self, occasion: Occasion, target_bytes: int, cap: Cap, journal: Journal) -> Hint:
-        forecaster = None if journal.trials else self._forecaster
+    def _hint(self, occasion: Occasion, target_bytes: int, cap: Cap, known: KnownTrials) -> Hint:
+        forecaster = None if known else self._forecaster
         hint = hint_for(forecaster, occasion, target_bytes, cap.batch_size)
         prediction = hint.prediction()
         if prediction is not None:
@@ -283,12 +283,16 @@ class _Probe:
         if decision is None or not decision.is_for(*new):
             journal.add_decision(Decision(*new, before))
         written = write_back(run, result, self._tell)
-        if series.measured == 0 and not written and stored is not None and _same_answer(stored, result):
+        fresh = series.measured > 0 or written or self._request.force
+        if not fresh and stored is not None and _same_answer(stored, result):
             return replace(stored, reused=True)
         return self._end(replace(result, written=written), series)
 
     def _end(self, result: ProbeResult, series: Series | None = None) -> ProbeResult:
-        seconds = time.monotonic() - self._began + (series.resumed_seconds if series else 0.0)
+        seconds = time.monotonic() - self._began
+        if series is not None:
+            seconds += series.known.resumed_seconds
+            result = replace(result, shared_from=series.known.shared_from(result.trials))
         result = replace(result, ended=_utc_now(), seconds=seconds)
         text = json.dumps(to_json(result), indent=2, ensure_ascii=False) + "\n"
         replace_file(self._directory / RESULT, text, expected=None)
@@ -302,11 +306,13 @@ class _Probe:
             # A row of an unpacked dataset is as long as its longest example.
             "longest": None if self._packed or result.density is None else result.density.longest_example,
             # In memory beside the model, where the model is on the CPU.
-            "data": data_signature(self._run.resolved(), self._run.working_dir)
-            if self._run.device == "cpu"
-            else None,
+            "data": self._data_size(result.density) if self._run.device == "cpu" else None,
         }
         return Journal(self._directory / JOURNAL, key, fresh=self._request.force)
+
+    def _data_size(self, density: Density | None) -> dict[str, int]:
+        counts = {"examples": density.examples, "packs": density.packs} if density is not None else {}
+        return {"bytes": data_bytes(self._run.resolved(), self._run.working_dir), **counts}
 
 
 def _settings_of(run: RunDirectory) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The trials of one attempt at a probe: taken from the journal where they are on file, else measured."""
+"""The trials of one attempt at a probe: taken from what is known, else measured."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from enum import Enum, auto
 from typing import TypeVar
 
 from autobatch.probing.events import Event, Said, Stepped, TrialBegan, TrialEnded
-from autobatch.probing.journal import Journal
 from autobatch.probing.outcome import ENDS_THE_PROBE
+from autobatch.probing.pool import KnownTrials, describe
 from autobatch.probing.search import Try, bracket_of
-from autobatch.probing.trial import TrialRunner, judge, was_killed
-from autobatch.records import Metric, Trial, Verdict
+from autobatch.probing.trial import TrialRunner, was_killed
+from autobatch.records import Trial, Verdict
 
 #: Seconds to leave for writing the answer down.
 _WRITE_BACK_S = 10.0
@@ -48,9 +48,7 @@ class Series:
 
     Args:
         runner: measures.
-        journal: knows what is on file, and gets what is measured.
-        metric: the peak that counts.
-        target_bytes: what it may reach.
+        known: trials that need not be run; gets those that are.
         cap: the largest batch_size worth trying.
         deadline: a trial that wouldn't end by then isn't begun.
         tell: hears what happens.
@@ -59,27 +57,24 @@ class Series:
     def __init__(
         self,
         runner: TrialRunner,
-        journal: Journal,
+        known: KnownTrials,
         *,
-        metric: Metric,
-        target_bytes: int,
         cap: int,
         deadline: Deadline,
         tell: Callable[[Event], None],
     ) -> None:
         self._runner = runner
-        self._journal = journal
-        self._metric = metric
-        self._target_bytes = target_bytes
+        self.known = known
         self._cap = cap
         self._deadline = deadline
         self._tell = tell
-        self._on_file = {trial.batch_size: trial for trial in journal.trials if _is_usable(trial, metric)}
-        self.trials: list[Trial] = []
-        #: Trials that weren't on file.
+        self.trials: list[Trial] = known.begin(cap)
+        #: Trials that had to be run.
         self.measured = 0
-        #: Time that those on file had taken.
-        self.resumed_seconds = 0.0
+        for shared in known.shared_from(self.trials):
+            tell(Said(describe(shared)))
+        for trial in self.trials:
+            tell(TrialEnded(trial, resumed=True))
 
     def follow(self, propose: Callable[[Sequence[Trial]], Try | _End]) -> _End | Stopped:
         """Add the trials that `propose` asks for, until it returns something else."""
@@ -94,11 +89,10 @@ class Series:
         return step
 
     def _trial(self, batch_size: int) -> tuple[Trial | None, bool]:
-        """(the trial, whether it was on file); no trial when there is no time for it."""
-        known = self._on_file.get(batch_size)
+        """(the trial, whether it was known); no trial when there is no time for it."""
+        known = self.known.take(batch_size)
         if known is not None:
-            self.resumed_seconds += known.seconds
-            return judge(known, self._metric, self._target_bytes), True
+            return known, True
         if self._is_too_late():
             return None, False
         bracket = bracket_of(self.trials, self._cap)
@@ -108,7 +102,7 @@ class Series:
         trial = self._measure(batch_size)
         if trial.verdict is Verdict.TIMED_OUT and self._deadline.seconds_left() <= 0:
             return None, False
-        self._journal.add_trial(trial)
+        self.known.add(trial)
         self.measured += 1
         return trial, False
 
@@ -134,8 +128,3 @@ class Series:
             seen = 0
             trial = self._runner.run(batch_size, on_step, at_most_s=self._deadline.seconds_left())
         return trial
-
-
-def _is_usable(trial: Trial, metric: Metric) -> bool:
-    """Whether a trial of the journal has the peak that counts: someone may have edited it."""
-    return trial.verdict is Verdict.OUT_OF_MEMORY or metric.value in trial.peaks_bytes

@@ -129,6 +129,10 @@ def result_lines(result: ProbeResult) -> list[str]:
         lines += effective_batch_lines(result.before, result.after)
     if result.density is not None:
         lines.append(density_line(result.density))
+    for shared in result.shared_from:
+        sizes = ", ".join(map(str, shared.batch_sizes))
+        when = f", {shared.measured}" if shared.measured else ""
+        lines.append(f"batch_size {sizes}: measured for {shared.run}{when}")
     if result.fit is not None:
         lines.append(fit_line(result.fit))
     if prediction_line(result):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,20 @@ def data_signature(config: Mapping[str, Any], working_dir: Path) -> str:
     for named in (*data_files(config, working_dir), *tokenizer_files(config, working_dir)):
         for file in named.files():
             status = file.stat()
-            files[str(file)] = [status.st_size, status.st_mtime_ns]
+            # Resolved: `../data/train.json` of two runs is one file.
+            files[os.path.realpath(file)] = [status.st_size, status.st_mtime_ns]
     sections = {"dataset": config.get("dataset"), "tokenizer": config.get("tokenizer")}
     return _hash({**sections, "files": files})
+
+
+def data_bytes(config: Mapping[str, Any], working_dir: Path) -> int:
+    """Size of all local files that the `dataset` section names; 0 for a dataset on the hub.
+
+    Args:
+        config: the config, resolved, as plain containers.
+        working_dir: where relative paths in it resolve.
+    """
+    return sum(file.stat().st_size for named in data_files(config, working_dir) for file in named.files())
 
 
 def _is_irrelevant(top_level_key: str) -> bool:
