@@ -122,10 +122,9 @@ def at_answer(result: ProbeResult) -> Trial | None:
 
 def _effective_batch(result: ProbeResult) -> int:
     """Sequences of an optimizer step at the answer."""
-    # Results that hold the effective batch say it themselves, with the devices that train together.
-    after = getattr(result, "after", None)
-    if after is not None:
-        return int(after.sequences)
+    if result.after is not None:
+        return result.after.sequences
+    # A result of autobatch before it said so itself.
     return (result.batch_size or 0) * result.gradient_accumulation_steps
 
 

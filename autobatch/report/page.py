@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autobatch.records import ProbeResult, Status
+from autobatch.records import EffectiveBatch, ProbeResult, Status
 from autobatch.report.chart import Chart, Mark, chart_of
 from autobatch.report.experiment import (
     HEADER,
@@ -130,7 +130,7 @@ def experiment_page(runs: Sequence[ProbedRun], name: str) -> str:
 
 def _message_lines(result: ProbeResult) -> list[str]:
     """The answer, and what else it means where the result says so."""
-    return [*result.message.splitlines(), *getattr(result, "remarks", ())]
+    return [*result.message.splitlines(), *result.remarks]
 
 
 def _rendered(**values: Any) -> str:
@@ -220,14 +220,20 @@ def _facts(result: ProbeResult) -> list[tuple[str, str]]:
         ("fit", fit_line(result.fit).removeprefix("fit: ") if result.fit is not None else ""),
         ("estimate", prediction_line(result).removeprefix("estimate: ")),
         ("dataset", density_line(result.density) if result.density is not None else ""),
-        ("accumulation", f"{result.gradient_accumulation_steps} gradient_accumulation_steps"),
+        ("before", _batch(result.before) if result.before is not None else ""),
+        ("after", _batch(result.after) if result.after is not None else ""),
+        ("written", ", ".join(result.written)),
     ]
-    if result.written:
-        before = f"batch_size {result.batch_size_before} -> {result.batch_size}"
-        facts.append(("written", f"{before}; {', '.join(result.written)}"))
     facts.append(("time", f"{len(result.trials)} trials, {format_seconds(result.seconds)} in all"))
     facts.append(("versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())))
     return [(name, printable(value)) for name, value in facts if value]
+
+
+def _batch(batch: EffectiveBatch) -> str:
+    return (
+        f"batch_size {batch.batch_size}, gradient_accumulation_steps {batch.gradient_accumulation_steps}: "
+        f"{batch.sequences} sequences an update, about {batch.examples:.0f} examples"
+    )
 
 
 def _footer(results: Sequence[ProbeResult]) -> str:
