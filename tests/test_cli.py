@@ -124,7 +124,7 @@ class TestWrongUsage:
         ("words", "message"),
         [
             pytest.param(["probe", "no/such/run"], "no/such/run: no such directory", id="no such directory"),
-            pytest.param(["probe"], "the following arguments are required: RUN", id="no run"),
+            pytest.param(["probe"], "the following arguments are required: PATH", id="no run"),
             pytest.param(["probe", "{run}", "--capacity", "much"], "'much' is not a size", id="capacity"),
             pytest.param(["probe", "{run}", "--capacity", "0GiB"], "at least one byte", id="no capacity"),
             pytest.param(["probe", "{run}", "--target", "1.5"], "target 1.5 is not in (0, 1]", id="target"),

@@ -44,7 +44,7 @@ def grouped(run: Path, request: ProbeRequest = REQUEST) -> list[list[str]]:
 )
 def test_runs_of_one_group(make_run: MakeRun, settings: dict[str, str]) -> None:
     run = make_run()
-    copy_run(run, "run2", **settings)  # type: ignore[arg-type]  # `script` among them
+    copy_run(run, "run2", **settings)
 
     assert grouped(run) == [["run1", "run2"]]
 
@@ -64,7 +64,7 @@ def test_runs_of_one_group(make_run: MakeRun, settings: dict[str, str]) -> None:
 def test_runs_of_two_groups(make_run: MakeRun, settings: dict[str, str]) -> None:
     run = make_run()
     (run.parent / "data" / "more.json").write_text((run.parent / "data" / "train.json").read_text() + "\n")
-    copy_run(run, "run2", **settings)  # type: ignore[arg-type]  # `script` among them
+    copy_run(run, "run2", **settings)
     copy_run(run, "run3")
 
     assert grouped(run) == [["run1", "run3"], ["run2"]]

@@ -33,7 +33,7 @@ from tests.slurm.client import Slurm
 _RESULTS = Path(__file__).parent / "results"
 
 #: What makes the fingerprints; each is combined with learning rates and seeds.
-FINGERPRINTS: tuple[dict[str, object], ...] = (
+FINGERPRINTS: tuple[dict[str, Any], ...] = (
     {"lora_rank": 8},
     {"lora_rank": 32},
     {"lora_rank": 8, "gradient_accumulation_steps": 4},
