@@ -254,7 +254,7 @@ def test_only_the_command_line_prints_and_exits(path: Path) -> None:
 def test_a_module_is_about_one_noun(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
 
-    assert lines <= (360 if name_of(path) in LONG else 300)
+    assert lines <= (400 if name_of(path) in LONG else 300)
 
 
 @pytest.mark.parametrize("listed", [LONG, MAY_EXIT], ids=["long", "exiting"])
