@@ -6,18 +6,15 @@ line of `probe/trials.jsonl` is one of them under a key that says which.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+
+from autobatch.json_form import from_json as from_json
+from autobatch.json_form import to_json as to_json
+from autobatch.world import World
 
 #: Version of the JSON form of `ProbeResult`. A reader refuses a newer one.
 SCHEMA_VERSION = 1
-
-T = TypeVar("T")
 
 
 class Metric(str, Enum):
@@ -94,6 +91,7 @@ class ProbeRequest:
         force: measure again though a valid result is on file.
         accept_partial: when the job's time limit ends the search, take the largest size measured to fit.
         estimate: begin with what an estimate says, not with 1.
+        processes_per_node, nodes: of a distributed training; None takes them from finetune.slurm.
     """
 
     run_dir: str
@@ -110,6 +108,8 @@ class ProbeRequest:
     force: bool = False
     accept_partial: bool = False
     estimate: bool = True
+    processes_per_node: int | None = None
+    nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,10 @@ class Density:
         error = 3 * self.standard_error if self.standard_error is not None else self.examples_per_pack
         return int(self.examples / (self.examples_per_pack + error))
 
+    def packs_of_a_rank(self, ranks: int) -> int:
+        """Packs that each of `ranks` processes gets: torch's DistributedSampler repeats some to make it even."""
+        return -(-self.packs_at_least // ranks)
+
     @property
     def efficiency(self) -> float | None:
         """Non-padding tokens as a fraction of all; None when rows have no fixed length."""
@@ -193,6 +197,7 @@ class Trial:
         training_seconds: of that, in optimizer steps.
         detail: for a trial that crashed or ran out of memory: the recipe's own error.
         log: file with the trial's output, relative to the run directory.
+        peaks_by_rank: `peaks_bytes` of each rank of a distributed trial, whose own are the largest of them.
     """
 
     batch_size: int
@@ -208,6 +213,7 @@ class Trial:
     training_seconds: float = 0.0
     detail: str = ""
     log: str = ""
+    peaks_by_rank: tuple[dict[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,6 +278,7 @@ class ProbeResult:
         started, ended: UTC, ISO 8601.
         seconds: from the job's first line to the answer, over all attempts of a resumed probe.
         reused: this answer was on file already; nothing was measured.
+        world: the processes of a distributed training; None where there is one without torchrun.
         schema_version: of this JSON form.
     """
 
@@ -299,57 +306,5 @@ class ProbeResult:
     ended: str = ""
     seconds: float = 0.0
     reused: bool = False
+    world: World | None = None
     schema_version: int = SCHEMA_VERSION
-
-
-def to_json(record: Any) -> Any:
-    """`record` (one of the dataclasses above) as plain dicts, lists, strings and numbers."""
-    if dataclasses.is_dataclass(record):
-        return {f.name: to_json(getattr(record, f.name)) for f in dataclasses.fields(record)}
-    if isinstance(record, Enum):
-        return record.value
-    if isinstance(record, dict):
-        return {key: to_json(value) for key, value in record.items()}
-    if isinstance(record, (list, tuple)):
-        return [to_json(item) for item in record]
-    return record
-
-
-def from_json(kind: type[T], data: Any) -> T:
-    """The inverse of `to_json`; keys that this version doesn't know are passed over.
-
-    Raises:
-        ValueError: `data` doesn't have the shape of `kind`.
-    """
-    try:
-        return typing.cast(T, _decode(kind, data))
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"not a {kind.__name__}: {error}") from error
-
-
-def _decode(kind: Any, data: Any) -> Any:
-    origin = typing.get_origin(kind)
-    arguments = typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        return _decode(next(a for a in arguments if a is not type(None)), data)
-    if origin is tuple:
-        if not isinstance(data, list):
-            raise TypeError(f"{data!r} is not a list")
-        return tuple(_decode(arguments[0], item) for item in data)
-    if origin is dict:
-        return {key: _decode(arguments[1], value) for key, value in data.items()}
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {f.name: f for f in dataclasses.fields(kind)}
-        return typing.cast(Any, kind)(**{k: _decode(hints[k], v) for k, v in data.items() if k in known})
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(data)
-    if kind is float:
-        if isinstance(data, str) or not math.isfinite(data):
-            raise TypeError(f"{data!r} is not a finite number")
-        return float(data)
-    if not isinstance(data, kind):
-        raise TypeError(f"{data!r} is not of type {kind.__name__}")
-    return data

@@ -49,6 +49,8 @@ def run_fingerprint(
         **{name: environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
         **installed_versions(),
     }
+    if run.world is not None:
+        extras["world"] = f"{run.world.nodes} x {run.world.processes_per_node}"
     config = run.resolved()
     if isinstance(config["dataset"], dict):
         config["dataset"]["packed"] = packed
@@ -74,13 +76,16 @@ def device_of(run: RunDirectory, server: ForkServer, directory: Path, timeout_s:
         answer, log = directory / "device.jsonl", directory / "device.log"
         for left_over in (answer, log):
             left_over.unlink(missing_ok=True)
-        server.run(describe_device, "cuda", run.device_index, str(answer), log=log, timeout_s=timeout_s)
+        # The last of the cards on a node: without it there are too few.
+        index = run.device_index if run.world is None else run.world.processes_per_node - 1
+        server.run(describe_device, "cuda", index, str(answer), log=log, timeout_s=timeout_s)
         said = next(iter(EventFile(answer).read()), {"device": None, "why": ""})
         device = from_json(Device, said["device"]) if said["device"] else None
         why = f" ({said['why']})" if said["why"] else ""
     if device is None:
+        cards = f"{run.world.processes_per_node} cards" if run.world else "such card"
         raise UsageError(
-            f"{run.config_path}: device is {run.device} and this machine has no such card{why}. Probe where the "
+            f"{run.config_path}: device is {run.device} and this machine has no {cards}{why}. Probe where the "
             "training will run (--cluster slurm, or inside its job with --cluster inline); a batch_size "
             "measured on CPU memory would say nothing about the card"
         )

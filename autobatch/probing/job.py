@@ -19,6 +19,7 @@ from pathlib import Path
 from autobatch.edits.files import replace_file
 from autobatch.probing import outcome
 from autobatch.probing.density_store import DensityStore
+from autobatch.probing.distributed_trial import TrialRuns, runner_for
 from autobatch.probing.events import (
     Began,
     Ended,
@@ -37,7 +38,7 @@ from autobatch.probing.journal import Decision, Journal
 from autobatch.probing.lock import only_one
 from autobatch.probing.meter import MALLOC_ENVIRONMENT
 from autobatch.probing.search import Answer, Cap, bracket_of, next_step
-from autobatch.probing.trial import TrialRunner, judge, was_killed
+from autobatch.probing.trial import judge, was_killed
 from autobatch.probing.trial_config import TrialSetup
 from autobatch.probing.versions import installed_versions
 from autobatch.probing.writeback import write_back
@@ -148,6 +149,7 @@ class _Probe:
             gradient_accumulation_steps=run.gradient_accumulation_steps,
             fingerprint=run_fingerprint(run, request, device),
             versions=installed_versions(),
+            world=run.world,
             started=self._started,
         )
         self._tell(FoundDevice(device, capacity, result.target_bytes or 0, metric.value))
@@ -174,7 +176,7 @@ class _Probe:
         assert metric is not None
         assert target_bytes is not None
         journal = self._open_journal(result)
-        runner = TrialRunner(
+        runner = runner_for(
             self._server,
             TrialSetup(
                 config=self._run.config,
@@ -190,6 +192,7 @@ class _Probe:
                 timeout_s=self._request.trial_timeout_s,
                 load_weights=self._request.load_weights,
                 directory=self._directory,
+                world=self._run.world,
             ),
         )
         hint = self._hint(result, cap, held_bytes, journal)
@@ -264,7 +267,7 @@ class _Probe:
             return self._decide(result, Answer(bracket.fits, Limit.TIME), journal)
         return self._end(outcome.out_of_time(result, bracket))
 
-    def _measure(self, runner: TrialRunner, batch_size: int) -> Trial:
+    def _measure(self, runner: TrialRuns, batch_size: int) -> Trial:
         seen = 0
 
         def on_step(steps: int) -> None:
@@ -307,7 +310,7 @@ class _Probe:
 
     def _cap(self, density: Density) -> Cap:
         # torchtune drops the last incomplete step: with fewer packs it trains zero steps and exits 0.
-        by_dataset = density.packs_at_least // self._run.gradient_accumulation_steps
+        by_dataset = density.packs_of_a_rank(self._run.data_parallel) // self._run.gradient_accumulation_steps
         asked = self._request.max_batch_size
         if asked is not None and asked < by_dataset:
             return Cap(asked, Limit.MAX_BATCH_SIZE)

@@ -78,7 +78,7 @@ class TrialRunner:
             ended,
             metric=setup.metric,
             oom_killed=oom_kills() > kills,
-            output=_tail(log),
+            output=tail(log),
         )
         started = next((event["time"] for event in said if event["event"] == "started"), None)
         trial = replace(
@@ -169,7 +169,7 @@ def _growth(peaks: Sequence[int]) -> str:
     )
 
 
-def _tail(log: Path, lines: int = 20) -> str:
+def tail(log: Path, lines: int = 20) -> str:
     """The last lines of a trial's output, without the intermediate states of progress bars."""
     try:
         with log.open("rb") as file:

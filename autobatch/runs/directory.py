@@ -21,8 +21,10 @@ from autobatch.records import ProbeRequest
 from autobatch.runs import checks
 from autobatch.runs.config import RunConfig, read_config
 from autobatch.runs.findings import Findings
+from autobatch.runs.launching import resolve_world
 from autobatch.runs.recipes import Recipe, resolve_recipe
 from autobatch.runs.slurm_script import SlurmScript, read_script
+from autobatch.world import World
 
 CONFIG_NAME = "finetune.yaml"
 SCRIPT_NAME = "finetune.slurm"
@@ -52,6 +54,7 @@ class RunDirectory:
         notes: what the user should be told.
         working_dir: in which the training job runs, and to which paths in the config are relative.
         plan_path: `runs_plan.md` of the experiment; it need not exist.
+        world: the processes of a distributed training; None where there is one without torchrun.
     """
 
     path: Path
@@ -72,6 +75,12 @@ class RunDirectory:
     notes: tuple[str, ...]
     working_dir: Path
     plan_path: Path
+    world: World | None = None
+
+    @property
+    def data_parallel(self) -> int:
+        """How many processes have rows of their own; 1 without torchrun."""
+        return self.world.data_parallel if self.world else 1
 
     def resolved(self) -> dict[str, Any]:
         """The config as new plain containers, every interpolation replaced by its value."""
@@ -138,6 +147,8 @@ def check_request(request: ProbeRequest) -> None:
         ("--density-sample", request.density_sample, 1),
         # Adam's state appears at the first step, so that the second is the first whose peak counts.
         ("--steps", request.min_steps, 2),
+        ("--nproc-per-node", request.processes_per_node, 1),
+        ("--nodes", request.nodes, 1),
     ]
     wrong += [
         f"{name} {value:g} is less than {least:g}"
@@ -247,8 +258,8 @@ def _checked(
     check_trained_config(config, script, working_dir, findings)
     if recipe is None:
         return None
-    for warning in recipe.warnings:
-        findings.note(warning)
+    findings.notes += recipe.warnings
+    world = resolve_world(request, script, recipe, config.values, device, findings)
     length = config.get("tokenizer.max_seq_len")
     return RunDirectory(
         path=path,
@@ -269,6 +280,7 @@ def _checked(
         notes=tuple(findings.notes),
         working_dir=working_dir,
         plan_path=path.parent / PLAN_NAME,
+        world=world,
     )
 
 
