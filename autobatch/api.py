@@ -36,6 +36,8 @@ def probe(
     density_sample: int | None = None,
     force: bool = False,
     estimate: bool = True,
+    nproc_per_node: int | None = None,
+    nodes: int | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> ProbeResult:
     """Measure the largest batch_size of a run, write it into the run's files, and wait for the answer.
@@ -58,6 +60,8 @@ def probe(
         density_sample: estimate the density from about this many examples.
         force: measure again though a valid measurement is on file.
         estimate: begin the search with what an estimate says; the answer is the same without.
+        nproc_per_node, nodes: processes of a distributed recipe on each node, and nodes; the default is what
+            finetune.slurm says.
         on_event: hears what happens, in this thread.
 
     Returns:
@@ -82,6 +86,8 @@ def probe(
         density_sample=density_sample,
         force=force,
         estimate=estimate,
+        processes_per_node=nproc_per_node,
+        nodes=nodes,
     )
     return wait(start(request, cluster), on_event or (lambda event: None))
 

@@ -154,11 +154,14 @@ def _executor(run: RunDirectory, resources: Resources, after: str | None) -> Any
     additional = dict(resources.options)
     if after is not None:
         additional |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
+    nodes = run.world.nodes if run.world is not None else 1
     executor.update_parameters(
         job_name=f"autobatch-{run.name}",
         time=resources.time_min,
-        nodes=1,
+        nodes=nodes,
         ntasks_per_node=1,
+        # The probe runs on the first node and starts what runs on the others itself.
+        srun_args=["--nodes=1", "--ntasks=1"] if nodes > 1 else None,
         setup=list(resources.setup) or None,
         signal_delay_s=SIGNAL_DELAY_S,
         additional_parameters={name: True if value == "" else value for name, value in additional.items()},

@@ -122,7 +122,7 @@ def submit(
         submission = SlurmJob(
             request,
             run,
-            resources or resolve_resources({}, Profile(), _header(run), device=run.device),
+            resources or resources_for(run, {}, Profile()),
             after,
         )
     note = JobNote(
@@ -167,7 +167,7 @@ def _refuse_in_vain(run: RunDirectory, directory: Path, cluster: Cluster) -> Non
 
 def resources_for(run: RunDirectory, flags: Mapping[str, str], profile: Profile) -> Resources:
     """What a probe of `run` asks Slurm for."""
-    return resolve_resources(flags, profile, _header(run), device=run.device)
+    return resolve_resources(flags, profile, _header(run), device=run.device, world=run.world)
 
 
 def _header(run: RunDirectory) -> Mapping[str, str]:

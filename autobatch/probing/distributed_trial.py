@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 from autobatch.probing.components import EventFile
 from autobatch.probing.forkserver import Exit, ForkServer
 from autobatch.probing.launcher import RanksSpec, launch_ranks, launcher_events
+from autobatch.probing.node import launch_on_nodes
 from autobatch.probing.rank_components import rank_file
-from autobatch.probing.trial import TrialRunner, judge, read_trial, tail, was_killed
+from autobatch.probing.trial import TrialRunner, describe_exit, judge, read_trial, tail, was_killed
 from autobatch.probing.trial_config import TrialSetup, trial_config
 from autobatch.probing.worker import TrialSpec
 from autobatch.records import Metric, Trial, Verdict
@@ -87,6 +88,8 @@ class DistributedTrialRunner:
         return judge(trial, setup.metric, setup.target_bytes)
 
     def _launch(self, spec: RanksSpec, log: Path, on_wait: Callable[[], None]) -> Exit:
+        if self._world.nodes > 1:
+            return launch_on_nodes(spec, log.with_suffix(".json"), log, on_wait)
         return self._server.run(
             launch_ranks, spec, log=log, timeout_s=spec.timeout_s + _LAUNCHER_ENDS_S, on_wait=on_wait
         )
@@ -100,9 +103,7 @@ def runner_for(server: ForkServer, setup: TrialSetup) -> TrialRuns:
     return TrialRunner(server, setup) if setup.world is None else DistributedTrialRunner(server, setup)
 
 
-def read_ranks(
-    batch_size: int, events: Path, log: Path, world: World, ended: Exit, metric: Metric
-) -> Trial:
+def read_ranks(batch_size: int, events: Path, log: Path, world: World, ended: Exit, metric: Metric) -> Trial:
     """What the ranks' events and those of their launchers say, as one trial.
 
     Args:
@@ -114,9 +115,7 @@ def read_ranks(
         metric: the peak that counts.
     """
     launchers = [EventFile(launcher_events(str(events), node)).read() for node in range(world.nodes)]
-    own_end = {
-        event["rank"]: event for said in launchers for event in said if event["event"] == "rank_ended"
-    }
+    own_end = {event["rank"]: event for said in launchers for event in said if event["event"] == "rank_ended"}
     timed_out = ended.timed_out or any(event["event"] == "timed_out" for said in launchers for event in said)
     trials = []
     for rank in range(world.size):
@@ -135,7 +134,7 @@ def read_ranks(
         return _largest(trials, metric)
     if not own_end and not timed_out:
         # Nothing came of any rank: what started them says why.
-        said = f"the ranks weren't started: status {ended.code}\n{tail(log)}".rstrip()
+        said = f"{describe_exit(ended)} before any rank had ended: what starts them\n{tail(log)}".rstrip()
         return replace(trials[0], verdict=Verdict.CRASHED, detail=said, log=f"probe/trials/{log.name}")
     if all(trials[rank].verdict is Verdict.TIMED_OUT for rank in failed):
         return _hung(trials, log, events)
@@ -187,9 +186,7 @@ def _hung(trials: Sequence[Trial], log: Path, events: Path) -> Trial:
         lines.append(f"rank {rank}, {state}:\n{tail(rank_file(log, rank), _LINES_OF_A_RANK)}")
         if trial.verdict is not Verdict.TIMED_OUT:
             lines[-1] = f"rank {rank}: had ended"
-    return replace(
-        trials[0], verdict=Verdict.TIMED_OUT, detail="where the ranks were:\n" + "\n".join(lines)
-    )
+    return replace(trials[0], verdict=Verdict.TIMED_OUT, detail="where the ranks were:\n" + "\n".join(lines))
 
 
 def _with_speed(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -123,7 +123,8 @@ class _Probe:
         if run.script is not None:
             # The probe must allocate as the training job will.
             os.environ.update(run.script.exports)
-        self._server = ForkServer(MALLOC_ENVIRONMENT if run.device == "cpu" else {}, run.device)
+        environment = MALLOC_ENVIRONMENT if run.device == "cpu" else {}
+        self._server = ForkServer(environment, run.device, ranks=run.world is not None)
         self._recipe = run.recipe.note
         self._packed = is_packed(run, request)
 

@@ -74,7 +74,7 @@ def launch_ranks(spec: RanksSpec) -> None:
     `launcher_events`.
     """
     import torch
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its stubs
 
     if spec.trial.device == "cpu":
         touch_inherited_files(os.getppid())

@@ -98,6 +98,7 @@ class RankRows(StoredRows):
         self._meter = meter_for(device)
         self._meter.read()
         self._metric = metric
+        self._cuda = device == "cuda"
         self._min_steps = min_steps
         self._max_steps = max_steps
         self._tolerance = tolerance
@@ -148,7 +149,7 @@ class RankRows(StoredRows):
     def _leave(self, how: str) -> None:
         import torch
 
-        if torch.cuda.is_initialized():
+        if self._cuda:
             # Other ranks may wait for what this one has enqueued and its card hasn't done yet.
             torch.cuda.synchronize()
         self._own_events.append(how)
@@ -159,7 +160,7 @@ class _Others:
     """What the ranks tell one another, through the store that they met in: no collective, no memory on a card."""
 
     def __init__(self) -> None:
-        from torch.distributed import PrefixStore, TCPStore
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in its stubs
 
         self._rank, self._size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -127,7 +127,7 @@ def read_trial(
     if is_out_of_memory(said) or (killed and oom_killed):
         return replace(trial, verdict=Verdict.OUT_OF_MEMORY, peak_bytes=None, detail=said)
     if error is None:
-        said = f"{_describe_exit(ended)} before its last step\n{output}".rstrip()
+        said = f"{describe_exit(ended)} before its last step\n{output}".rstrip()
     return replace(trial, detail=said)
 
 
@@ -155,7 +155,8 @@ def _in_use(current: Mapping[str, int], metric: Metric) -> int:
     return current[metric.value]
 
 
-def _describe_exit(ended: Exit) -> str:
+def describe_exit(ended: Exit) -> str:
+    """How a process ended, in words."""
     if ended.code < 0:
         return f"killed by signal {-ended.code} ({signal.Signals(-ended.code).name})"
     return f"ended with status {ended.code}"

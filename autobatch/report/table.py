@@ -106,6 +106,15 @@ def prediction_line(result: ProbeResult) -> str:
     return f"{line}, {off:+.1f} % off the measured {format_bytes(result.peak_bytes)}"
 
 
+def ranks_line(result: ProbeResult) -> str:
+    """The peaks of all ranks at the answer, in a sentence; empty without ranks."""
+    trial = next((trial for trial in result.trials if trial.batch_size == result.batch_size), None)
+    if result.world is None or result.metric is None or trial is None or not trial.peaks_by_rank:
+        return ""
+    peaks = [peaks[result.metric.value] for peaks in trial.peaks_by_rank]
+    return f"peaks by rank ({result.world}): {', '.join(format_bytes(peak) for peak in peaks)}"
+
+
 def result_lines(result: ProbeResult) -> list[str]:
     """The answer, and what stands behind it."""
     lines = [result.message]
@@ -113,6 +122,8 @@ def result_lines(result: ProbeResult) -> list[str]:
         lines.append(density_line(result.density))
     if result.fit is not None:
         lines.append(fit_line(result.fit))
+    if ranks_line(result):
+        lines.append(ranks_line(result))
     if prediction_line(result):
         lines.append(prediction_line(result))
     if result.written:

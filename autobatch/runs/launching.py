@@ -60,7 +60,7 @@ def resolve_world(
         line = script.where(tune_run.line) if script and tune_run else str(recipe.path)
         where = line if recipe.source == "finetune.slurm" else "--recipe"
         findings.problem(
-            f"{recipe.name} trains on several devices, and neither a `tune run --nproc_per_node N` nor the #SBATCH "
+            f"{recipe.name} trains on several devices, and neither `tune run --nproc_per_node N` nor the #SBATCH "
             "header says on how many",
             where,
             "say so with --nproc-per-node N (and --nodes N, for several nodes)",

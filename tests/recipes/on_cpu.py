@@ -1,7 +1,8 @@
 """torchtune's distributed recipes on CPU: `on_cpu: NAME` in the config says which.
 
-They ask for NCCL and for CUDA's memory statistics whatever the device is. Here these are gloo and nothing; all else
-is the recipe as it is. For tests and benchmarks alone, plain runs and probes alike; nothing of autobatch loads it.
+They ask for NCCL and for CUDA's memory statistics whatever the device is. Here these are gloo and nothing; all
+else is the recipe as it is. For tests and benchmarks, their plain runs and probes alike; nothing of autobatch
+loads it.
 """
 
 import gc
