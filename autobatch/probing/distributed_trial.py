@@ -24,8 +24,11 @@ _LAUNCHER_ENDS_S = 15.0
 
 _LOOPBACK = "127.0.0.1"
 
-#: Lines of a rank's log that say where it is.
-_LINES_OF_A_RANK = 12
+#: Innermost calls of a rank that hangs, or that waits for one.
+_CALLS = 8
+
+#: The head of what faulthandler writes.
+_STACK = "(most recent call first):"
 
 
 class DistributedTrialRunner:
@@ -153,7 +156,8 @@ def _blame(trial: Trial, end: Mapping[str, Any] | None, events: Path, rank: int)
         # No rank is killed so because another one failed.
         order = 1
     elif trial.verdict is Verdict.UNSTABLE:
-        order = 2
+        # All stopped together; the one whose peak grew most is meant.
+        return 2, float(trial.step_peaks_bytes[1] - trial.step_peaks_bytes[-1]), rank
     elif error is not None:
         order = 3
     else:
@@ -178,15 +182,22 @@ def _largest(trials: Sequence[Trial], metric: Metric) -> Trial:
 
 def _hung(trials: Sequence[Trial], log: Path, events: Path) -> Trial:
     """A trial that ran out of time, with where each rank was: most wait for one of them."""
-    lines = []
+    lines = ["where the ranks were:"]
     for rank, trial in enumerate(trials):
         said = [event["event"] for event in EventFile(rank_file(events, rank)).read()]
-        steps = said.count("step")
-        state = f"after {steps} optimizer steps" if "started" in said else "not started"
-        lines.append(f"rank {rank}, {state}:\n{tail(rank_file(log, rank), _LINES_OF_A_RANK)}")
         if trial.verdict is not Verdict.TIMED_OUT:
-            lines[-1] = f"rank {rank}: had ended"
-    return replace(trials[0], verdict=Verdict.TIMED_OUT, detail="where the ranks were:\n" + "\n".join(lines))
+            lines.append(f"rank {rank}: had ended")
+            continue
+        state = f"after {said.count('step')} optimizer steps" if "started" in said else "not started"
+        lines += [f"rank {rank}, {state}:", *_stack(rank_file(log, rank))]
+    return replace(trials[0], verdict=Verdict.TIMED_OUT, detail="\n".join(lines))
+
+
+def _stack(log: Path) -> list[str]:
+    """The innermost calls of the stack that a rank has written to its log, else the log's end."""
+    lines = tail(log, 500).splitlines()
+    heads = [number for number, line in enumerate(lines) if line.endswith(_STACK)]
+    return lines[heads[-1] + 1 :][:_CALLS] if heads else lines[-_CALLS:]
 
 
 def _with_speed(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
