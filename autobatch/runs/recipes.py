@@ -82,7 +82,7 @@ def resolve_recipe(
         RunProblems: no such recipe, or one that autobatch can't measure.
     """
     recipe = find_recipe(given, script, config, run_dir, working_dir=working_dir, cwd=cwd)
-    check_measurable(recipe, script, run_dir)
+    _check_measurable(recipe, script, run_dir)
     return recipe
 
 
@@ -111,7 +111,7 @@ def find_recipe(
     return _inferred(config, str(run_dir / "finetune.yaml"), registry, script)
 
 
-def check_measurable(recipe: Recipe, script: SlurmScript | None, run_dir: Path) -> None:
+def _check_measurable(recipe: Recipe, script: SlurmScript | None, run_dir: Path) -> None:
     """Raises `RunProblems` when `recipe` isn't one that autobatch can measure."""
     registry = registered_recipes()
     where = "--recipe" if recipe.source == "option" else str(run_dir / "finetune.yaml")

@@ -30,7 +30,8 @@ def main() -> None:
         OmegaConf.load(sys.argv[sys.argv.index("--config") + 1]),
         OmegaConf.from_dotlist([word for word in sys.argv if "=" in word]),
     )
-    mib = 32 + 8 * settings.batch_size if int(os.environ["RANK"]) == settings.get("heavy_rank") else 0
+    is_heavy = int(os.environ["RANK"]) == OmegaConf.select(settings, "heavy_rank")
+    mib = 32 + 8 * settings.batch_size if is_heavy else 0
     held = torch.ones(mib * 2**20, dtype=torch.uint8)
     recipe = Path(torchtune.__file__).parents[1] / "recipes" / f"{settings.on_cpu}.py"
     runpy.run_path(str(recipe), run_name="__main__")
