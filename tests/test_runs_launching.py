@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from autobatch.errors import UsageError
+from autobatch.probing.node import check_allocation
 from autobatch.records import ProbeRequest
 from autobatch.runs.findings import Findings
 from autobatch.runs.launching import gpus_per_node, resolve_world
@@ -176,3 +178,19 @@ def test_tensor_parallel_ranks_share_their_rows(tmp_path: Path) -> None:
 )
 def test_gpus_of_a_node(header: dict[str, str], count: int | None) -> None:
     assert gpus_per_node(header) == count
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        pytest.param({}, "this isn't a Slurm job", id="no job"),
+        pytest.param({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}, "this Slurm job has 1", id="one node"),
+    ],
+)
+def test_several_nodes_need_a_job_of_as_many(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_allocation(World(2, 4, 8), environ)
+
+    assert said in str(caught.value)
+    check_allocation(World(2, 4, 8), {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"})
+    check_allocation(World(1, 4, 4), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from autobatch.errors import UsageError
@@ -72,6 +73,9 @@ def device_of(run: RunDirectory, server: ForkServer, directory: Path, timeout_s:
     why = ""
     if run.device == "cpu":
         device = find_device("cpu", 0)
+        if device is not None and run.world is not None:
+            # The ranks of a node share its memory.
+            device = replace(device, total_bytes=device.total_bytes // run.world.processes_per_node)
     else:
         answer, log = directory / "device.jsonl", directory / "device.log"
         for left_over in (answer, log):

@@ -37,6 +37,7 @@ from autobatch.probing.identity import device_of, is_packed, run_fingerprint
 from autobatch.probing.journal import Decision, Journal
 from autobatch.probing.lock import only_one
 from autobatch.probing.meter import MALLOC_ENVIRONMENT
+from autobatch.probing.node import check_allocation
 from autobatch.probing.search import Answer, Cap, bracket_of, next_step
 from autobatch.probing.trial import judge, was_killed
 from autobatch.probing.trial_config import TrialSetup
@@ -86,11 +87,13 @@ def run_probe(
 
     Raises:
         RunProblems: the run directory can't be probed; nothing was started.
-        UsageError: another probe of this run is running, or there is no such device.
+        UsageError: another probe of this run is running, or there is no such device, or too few nodes.
         EditError: a file of the user's couldn't be written; the measurements are in the journal.
     """
     began = time.monotonic()
     run = read_run(Path(request.run_dir), request)
+    if run.world is not None:
+        check_allocation(run.world)
     with only_one(run.path / "probe"):
         probe = _Probe(request, run, tell, began, deadline, forecaster if request.estimate else None)
         result = probe.carry_out()

@@ -22,9 +22,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from autobatch.errors import UsageError
 from autobatch.json_form import from_json, to_json
 from autobatch.probing.forkserver import FOR_THE_SERVER_ALONE, Exit, die_with_parent, preloaded
 from autobatch.probing.launcher import RANK_FAILED, RanksSpec, launch_ranks
+from autobatch.world import World
 
 #: A launcher imports torch before it counts the seconds of a trial, from a file system that may be slow.
 _START_S = 180.0
@@ -86,6 +88,23 @@ def launch_on_nodes(
             step.kill()
             code = step.wait()
     return Exit(code, timed_out, time.monotonic() - began)
+
+
+def check_allocation(world: World, environ: Mapping[str, str] | None = None) -> None:
+    """Refuse to start what needs more nodes than there are here; outside of a job, srun would ask for some.
+
+    Raises:
+        UsageError: this process isn't in a Slurm job of as many nodes.
+    """
+    environ = os.environ if environ is None else environ
+    if world.nodes == 1:
+        return
+    remedy = "probe as a job of its own (--cluster slurm), or inside one of that many (--cluster inline)"
+    if "SLURM_JOB_ID" not in environ:
+        raise UsageError(f"the training has {world.nodes} nodes, and this isn't a Slurm job: {remedy}")
+    here = environ.get("SLURM_JOB_NUM_NODES", "1")
+    if here.isdigit() and int(here) < world.nodes:
+        raise UsageError(f"the training has {world.nodes} nodes, and this Slurm job has {here}: {remedy}")
 
 
 def _srun(nodes: int) -> list[str]:

@@ -142,14 +142,12 @@ def check_request(request: ProbeRequest) -> None:
     if not 0 < request.target_fraction <= 1:
         wrong.append(f"target {request.target_fraction:g} is not in (0, 1]: give a fraction such as 0.70")
     limits: list[tuple[str, float | None, float]] = [
-        ("--capacity", request.capacity_bytes, 1),
-        ("--max-batch-size", request.max_batch_size, 1),
+        ("--capacity", request.capacity_bytes, 1), ("--max-batch-size", request.max_batch_size, 1),
         ("--density-sample", request.density_sample, 1),
         # Adam's state appears at the first step, so that the second is the first whose peak counts.
         ("--steps", request.min_steps, 2),
-        ("--nproc-per-node", request.processes_per_node, 1),
-        ("--nodes", request.nodes, 1),
-    ]
+        ("--nproc-per-node", request.processes_per_node, 1), ("--nodes", request.nodes, 1),
+    ]  # fmt: skip
     wrong += [
         f"{name} {value:g} is less than {least:g}"
         for name, value, least in limits
@@ -259,7 +257,6 @@ def _checked(
     if recipe is None:
         return None
     findings.notes += recipe.warnings
-    world = resolve_world(request, script, recipe, config.values, device, findings)
     length = config.get("tokenizer.max_seq_len")
     return RunDirectory(
         path=path,
@@ -277,10 +274,10 @@ def _checked(
         device=device,
         device_index=device_index,
         dtype=dtype,
+        world=resolve_world(request, script, recipe, config.values, device, findings),
         notes=tuple(findings.notes),
         working_dir=working_dir,
         plan_path=path.parent / PLAN_NAME,
-        world=world,
     )
 
 
