@@ -191,7 +191,7 @@ class Trial:
             before any step.
         step_peaks_bytes: `peak_bytes` as it stood after each optimizer step.
         alloc_retries: times the CUDA allocator had to flush its cache; a trial with any doesn't fit.
-        tokens_per_second: of the last step, as the recipe logs it.
+        tokens_per_second: of the last step, as the recipe logs it: of each device.
         seconds: from asking for the process to its end.
         start_seconds: of that, until torchtune is imported and the recipe begins.
         training_seconds: of that, in optimizer steps.

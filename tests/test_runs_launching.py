@@ -184,7 +184,9 @@ def test_gpus_of_a_node(header: dict[str, str], count: int | None) -> None:
     ("environ", "said"),
     [
         pytest.param({}, "this isn't a Slurm job", id="no job"),
-        pytest.param({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}, "this Slurm job has 1", id="one node"),
+        pytest.param(
+            {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}, "this Slurm job has 1", id="one node"
+        ),
     ],
 )
 def test_several_nodes_need_a_job_of_as_many(environ: dict[str, str], said: str) -> None:

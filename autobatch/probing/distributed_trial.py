@@ -24,6 +24,13 @@ _LAUNCHER_ENDS_S = 15.0
 
 _LOOPBACK = "127.0.0.1"
 
+#: What a rank says when it leaves with the others.
+_LAST_WORDS = ("finished", "unstable")
+
+#: NFS clients look at a directory again after 60 s at most, unless they are told otherwise (nfs(5), acdirmax).
+_VISIBLE_S = 75.0
+_VISIBLE_POLL_S = 0.5
+
 #: Innermost calls of a rank that hangs, or that waits for one.
 _CALLS = 8
 
@@ -54,6 +61,7 @@ class DistributedTrialRunner:
     ) -> Trial:
         """Measure one batch size, as `TrialRunner.run` does for one process."""
         setup, world = self._setup, self._world
+        timeout_s = min(setup.timeout_s, at_most_s)
         name = f"batch_size_{batch_size}"
         log, events, config = (
             setup.directory / "trials" / f"{name}.{ext}" for ext in ("log", "events", "yaml")
@@ -78,24 +86,40 @@ class DistributedTrialRunner:
             node=0,
             address=_LOOPBACK,
             port=0,
-            timeout_s=min(setup.timeout_s, at_most_s),
+            deadline=time.time() + timeout_s,
         )
         first = EventFile(rank_file(events, 0))
         asked = time.monotonic()
         ended = self._launch(
-            spec, log, lambda: on_step(sum(event["event"] == "step" for event in first.read()))
+            spec,
+            log,
+            timeout_s + _LAUNCHER_ENDS_S,
+            lambda: on_step(sum(event["event"] == "step" for event in first.read())),
         )
         trial = read_ranks(batch_size, events, log, world, ended, setup.metric)
         started = next((event["time"] for event in first.read() if event["event"] == "started"), None)
         trial = replace(trial, start_seconds=None if started is None else started - asked)
         return judge(trial, setup.metric, setup.target_bytes)
 
-    def _launch(self, spec: RanksSpec, log: Path, on_wait: Callable[[], None]) -> Exit:
-        if self._world.nodes > 1:
-            return launch_on_nodes(spec, log.with_suffix(".json"), log, on_wait)
-        return self._server.run(
-            launch_ranks, spec, log=log, timeout_s=spec.timeout_s + _LAUNCHER_ENDS_S, on_wait=on_wait
-        )
+    def _launch(self, spec: RanksSpec, log: Path, timeout_s: float, on_wait: Callable[[], None]) -> Exit:
+        if self._world.nodes == 1:
+            return self._server.run(launch_ranks, spec, log=log, timeout_s=timeout_s, on_wait=on_wait)
+        ended = launch_on_nodes(spec, log.with_suffix(".json"), log, on_wait)
+        if ended.code == 0:
+            _await_last_words(Path(spec.trial.events), self._world)
+        return ended
+
+
+def _await_last_words(events: Path, world: World) -> None:
+    """Wait until what the ranks wrote on other nodes is to be seen here: network file systems take their time."""
+    deadline = time.monotonic() + _VISIBLE_S
+    while time.monotonic() < deadline:
+        # Listing a directory has NFS ask for it anew; a name that wasn't there is otherwise remembered.
+        list(events.parent.iterdir())
+        said = [EventFile(rank_file(events, rank)).read() for rank in range(world.size)]
+        if all(any(event["event"] in _LAST_WORDS for event in each) for each in said):
+            return
+        time.sleep(_VISIBLE_POLL_S)
 
 
 TrialRuns: TypeAlias = TrialRunner | DistributedTrialRunner

@@ -53,7 +53,7 @@ class RanksSpec:
         node: which of them this is, from 0.
         address: of node 0.
         port: at which the ranks meet there; 0 on a single node takes any that is free.
-        timeout_s: after which the ranks are ended.
+        deadline: Unix time at which the ranks are ended.
     """
 
     trial: TrialSpec
@@ -63,7 +63,7 @@ class RanksSpec:
     node: int
     address: str
     port: int
-    timeout_s: float
+    deadline: float
 
 
 def launch_ranks(spec: RanksSpec) -> None:
@@ -108,7 +108,6 @@ class _Watch:
 
     def run(self, body: Callable[[int, int], None]) -> int:
         """Fork the ranks, each of which calls `body`, and return the status to end with."""
-        deadline = time.monotonic() + self._spec.timeout_s
         sys.stdout.flush()
         sys.stderr.flush()
         for local_rank in range(self._spec.processes):
@@ -125,7 +124,7 @@ class _Watch:
                 # What is left waits for it, in a collective that will never end.
                 self._kill()
                 return RANK_FAILED
-            if time.monotonic() > deadline:
+            if time.time() > self._spec.deadline:
                 self._say_where_they_are()
                 self._events.append("timed_out")
                 self._kill()

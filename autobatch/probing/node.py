@@ -28,9 +28,6 @@ from autobatch.probing.forkserver import FOR_THE_SERVER_ALONE, Exit, die_with_pa
 from autobatch.probing.launcher import RANK_FAILED, RanksSpec, launch_ranks
 from autobatch.world import World
 
-#: A launcher imports torch before it counts the seconds of a trial, from a file system that may be slow.
-_START_S = 180.0
-
 #: Slurm ends a step after its KillWait (30 s unless a site says otherwise).
 _STEP_ENDS_S = 45.0
 
@@ -68,13 +65,12 @@ def launch_on_nodes(
         except OSError as error:
             output.write(f"srun can't be started: {error}\n".encode())
             return Exit(RANK_FAILED, False, time.monotonic() - began)
-    deadline = began + _START_S + spec.timeout_s
     timed_out = False
     try:
         while step.poll() is None and not timed_out:
             time.sleep(_POLL_S)
             on_wait()
-            timed_out = time.monotonic() > deadline
+            timed_out = time.time() > spec.deadline + _STEP_ENDS_S
     finally:
         assert step.stdin is not None
         with suppress(OSError):
