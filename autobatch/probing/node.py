@@ -150,7 +150,7 @@ def main(spec_path: str) -> None:
     """The launcher of this node."""
     _die_with_job()
     spec = from_json(RanksSpec, json.loads(Path(spec_path).read_text(encoding="utf-8")))
-    for name in preloaded(spec.trial.device, ranks=True):
+    for name in preloaded(spec.trial.device, ranks=True) if spec.processes > 1 else ():
         # Once, for all ranks of this node; what isn't there, the recipe doesn't need or will say so.
         with suppress(ImportError):
             importlib.import_module(name)

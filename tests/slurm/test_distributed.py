@@ -64,8 +64,8 @@ def test_a_probe_on_two_nodes_and_the_training_behind_it(two_nodes: Slurm, make_
 
     assert done.returncode == 0, done.stderr
     probe, train = done.stdout.split()
-    log = (run / "probe" / "job" / f"{probe}_0_log.err").read_text()
-    assert two_nodes.wait_for(probe, *_ENDED, timeout_s=120)["JobState"] == "COMPLETED", log
+    probed = two_nodes.wait_for(probe, *_ENDED, timeout_s=120)
+    assert probed["JobState"] == "COMPLETED", (run / "probe" / "job" / f"{probe}_0_log.err").read_text()
     assert two_nodes.job(probe)["NumNodes"] == "2"
     result = json.loads((run / "probe" / "result.json").read_text())
     (trial,) = result["trials"]
