@@ -160,9 +160,9 @@ class _Probe:
             remarks=wish.hold.remarks if wish.hold else (),
         )
         cap = cap_of(request, wish, density)
-        self._tell(Packed(density, cap.batch_size, cap.limit.value))
         if wish.hold is not None:
             self._tell(Said(outcome.holding(wish.hold, density)))
+        self._tell(Packed(density, cap.batch_size, cap.limit.value))
         if cap.batch_size < 1:
             return self._end(outcome.too_few_packs(result))
         return self._search(result, measured, wish, cap, store.rows, packing.held_bytes)
