@@ -218,8 +218,8 @@ class Trial:
         alloc_retries: times the CUDA allocator had to flush its cache; a trial with any doesn't fit.
         tokens_per_second: positions of all rows of an optimizer step, padding and prompts included, over the
             median of `step_seconds` after the first, which also warms up (the first counts only when alone).
-            Of all devices together. Not the `tokens_per_second_per_gpu` of torchtune's log: most recipes count the labels that are
-            trained on, so that it depends on which rows a batch happens to have.
+            Of all devices together. Not the `tokens_per_second_per_gpu` of torchtune's log: most recipes count the
+            labels that are trained on, so that it depends on which rows a batch happens to have.
         step_seconds: time of each optimizer step, without the reading of the meter.
         seconds: from asking for the process to its end.
         start_seconds: of that, until torchtune is imported and the recipe begins.
