@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from autobatch.errors import UsageError
 from autobatch.probing.node import check_allocation
 from autobatch.records import ProbeRequest
+from autobatch.runs.config import RunConfig
 from autobatch.runs.findings import Findings
 from autobatch.runs.launching import gpus_per_node, resolve_world
 from autobatch.runs.recipes import resolve_recipe
@@ -44,7 +46,8 @@ def resolved(
     found = resolve_recipe(recipe, script, config, tmp_path, cwd=tmp_path)
     findings = Findings()
     request = ProbeRequest(str(tmp_path), recipe, **(options or {}))  # type: ignore[arg-type]  # of integers
-    return resolve_world(request, script, found, config, device, findings), findings
+    read = RunConfig(tmp_path / "finetune.yaml", "", OmegaConf.create(config), config)
+    return resolve_world(request, script, found, read, device, findings), findings
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def _checked(
         device=device,
         device_index=device_index,
         dtype=dtype,
-        world=resolve_world(request, script, recipe, config.values, device, findings),
+        world=resolve_world(request, script, recipe, config, device, findings),
         notes=tuple(findings.notes),
         working_dir=working_dir,
         plan_path=path.parent / PLAN_NAME,

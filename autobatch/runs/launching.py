@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from autobatch.records import ProbeRequest
+from autobatch.runs.config import RunConfig
 from autobatch.runs.findings import Findings
 from autobatch.runs.recipes import Recipe
 from autobatch.runs.slurm_script import SlurmScript
@@ -25,7 +25,7 @@ def resolve_world(
     request: ProbeRequest,
     script: SlurmScript | None,
     recipe: Recipe,
-    config: Mapping[str, Any],
+    config: RunConfig,
     device: str,
     findings: Findings,
 ) -> World | None:
@@ -35,7 +35,7 @@ def resolve_world(
         request: `processes_per_node` and `nodes` come before what the script says.
         script: the run's `finetune.slurm`; None when it has none.
         recipe: that trains the run.
-        config: resolved, as plain containers; of it `tensor_parallel_dim` counts.
+        config: of it `tensor_parallel_dim` counts.
         device: ``cuda`` or ``cpu``.
         findings: hears where the numbers come from, and what is wrong with them.
     """
@@ -57,8 +57,9 @@ def resolve_world(
     nodes, nodes_from = _nodes(request, script)
     processes, processes_from = _processes(request, script, nodes)
     if processes is None:
-        line = script.where(tune_run.line) if script and tune_run else str(recipe.path)
-        where = line if recipe.source == "finetune.slurm" else "--recipe"
+        where = "--recipe" if recipe.source == "option" else str(config.path)
+        if script and tune_run and recipe.source == "finetune.slurm":
+            where = script.where(tune_run.line)
         findings.problem(
             f"{recipe.name} trains on several devices, and neither `tune run --nproc_per_node N` nor the #SBATCH "
             "header says on how many",
@@ -153,13 +154,13 @@ def _check_cards(
         )
 
 
-def _tensor_parallel(config: Mapping[str, Any], size: int, findings: Findings) -> int:
+def _tensor_parallel(config: RunConfig, size: int, findings: Findings) -> int:
     """Ranks that share their rows: `tensor_parallel_dim` of full_finetune_distributed."""
     dim = config.get("tensor_parallel_dim") or 1
     if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1 or size % dim:
         findings.problem(
             f"tensor_parallel_dim is {dim!r}, which doesn't divide the world size of {size}",
-            "finetune.yaml",
+            config.where("tensor_parallel_dim"),
             "set it to a divisor, or train with another number of processes",
         )
         return 1

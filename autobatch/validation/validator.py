@@ -191,7 +191,7 @@ def _check_processes(subject: Subject, device: str, c: Collector) -> None:
     assumed = 1 if tune_run.processes_per_node is None else None
     request = ProbeRequest(str(subject.run_dir), processes_per_node=assumed)
     found = Findings()
-    resolve_world(request, subject.script, subject.recipe, subject.config.values, device, found)
+    resolve_world(request, subject.script, subject.recipe, subject.config, device, found)
     for problem in found.problems:
         c.error("processes", problem.what, problem.where, problem.remedy)
 
