@@ -286,15 +286,14 @@ def _keep_alive(entry: Path, every_s: float) -> threading.Event:
 
 
 def _touched_ns(entry: Path) -> int:
-    """When a file was touched, as its server has it, in ns; -1 when it is gone."""
+    """When a file was touched, as its server has it, in ns; -1 when that can't be had."""
     try:
         # NFS asks its server when a file is opened, and not always for stat(2).
         descriptor = os.open(entry, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return os.fstat(descriptor).st_mtime_ns
+        finally:
+            os.close(descriptor)
     except OSError:
-        with contextlib.suppress(OSError):
-            return entry.stat().st_mtime_ns
+        # It is gone, or another user's: then its name must do.
         return -1
-    try:
-        return os.fstat(descriptor).st_mtime_ns
-    finally:
-        os.close(descriptor)
