@@ -40,8 +40,7 @@ from pathlib import Path
 from autobatch.edits.holder import NEW, Holder
 from autobatch.errors import EditError
 
-#: Seconds without a sign of life after which a holder on another host is taken for dead. NFS may keep a process
-#: waiting for some seconds; an edit takes milliseconds.
+#: Seconds without a sign of life after which a holder on another host is dead. An edit takes milliseconds.
 LEASE_S = 30.0
 
 #: Signs of life in that time.
@@ -179,9 +178,9 @@ def remove_abandoned(lock: Lock, target: Path) -> None:
 
 def _make(own: Path, entry: str) -> None:
     own.mkdir()
-    parent, mode = own.parent.stat().st_mode, stat.S_IMODE(own.stat().st_mode)
     # Whoever may edit beside this process must be able to break its lock when it is dead.
-    shared = 0 if parent & stat.S_ISVTX else parent & (stat.S_IWGRP | stat.S_IWOTH)
+    parent, mode = own.parent.stat().st_mode, stat.S_IMODE(own.stat().st_mode)
+    shared = 0 if parent & stat.S_ISVTX else parent & (stat.S_IRWXG | stat.S_IRWXO)
     if shared & ~mode:
         own.chmod(mode | shared)
     (own / entry).touch(exist_ok=False)
@@ -295,5 +294,7 @@ def _touched_ns(entry: Path) -> int:
         finally:
             os.close(descriptor)
     except OSError:
-        # It is gone, or another user's: then its name must do.
+        # Another user's may not be readable.
+        with contextlib.suppress(OSError):
+            return entry.stat().st_mtime_ns
         return -1

@@ -93,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 few = {**size, "rounds": 3, "kills": 0}
                 control = storm("the same with flock", directory, views, hosts=True, lock="flock", **few)
                 print(control, flush=True)
-        places = {"local disk": contextlib.nullcontext([fresh("costs")])}
+        places: dict[str, contextlib.AbstractContextManager[list[Path]]] = {
+            "local disk": contextlib.nullcontext([fresh("costs")])
+        }
         if has_hosts:
             places["FUSE mount"] = fuse_mounts(fresh("costs-fuse"), 1)
         for name, place in places.items():
