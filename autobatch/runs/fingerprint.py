@@ -93,7 +93,8 @@ def data_signature(config: Mapping[str, Any], working_dir: Path) -> str:
     for named in (*data_files(config, working_dir), *tokenizer_files(config, working_dir)):
         for file in named.files():
             status = file.stat()
-            files[str(file)] = [status.st_size, status.st_mtime_ns]
+            # Two runs may name one file by paths of their own, such as run1/../data and run2/../data.
+            files[str(file.resolve())] = [status.st_size, status.st_mtime_ns]
     sections = {"dataset": config.get("dataset"), "tokenizer": config.get("tokenizer")}
     return _hash({**sections, "files": files})
 
