@@ -15,7 +15,7 @@ from autobatch.probing.versions import installed_versions
 from autobatch.probing.worker import describe_device
 from autobatch.records import Device, PackingMode, ProbeRequest, from_json
 from autobatch.runs.directory import RunDirectory
-from autobatch.runs.fingerprint import fingerprint
+from autobatch.runs.fingerprint import data_signature, fingerprint
 
 #: Environment variables that change how much memory the same training takes.
 _MEMORY_ENVIRONMENT = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
@@ -47,6 +47,8 @@ def run_fingerprint(
         "device": run.device if device is None else f"{device.kind} {device.name}",
         "load_weights": str(request.load_weights),
         "packed": str(packed),
+        # The longest examples decide how large an unpacked batch is.
+        "data": "" if packed else data_signature(run.resolved(), run.working_dir),
         **{name: environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
         **installed_versions(),
     }
