@@ -42,6 +42,8 @@ def probe(
     hold_effective_batch: bool | int = False,
     effective_batch_in: str = "sequences",
     prefer: str = "memory",
+    nproc_per_node: int | None = None,
+    nodes: int | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> ProbeResult:
     """Measure the largest batch_size of a run, write it into the run's files, and wait for the answer.
@@ -69,6 +71,8 @@ def probe(
         effective_batch_in: what that number counts, ``sequences`` or ``examples``.
         prefer: ``memory`` answers the largest batch_size that fits, ``throughput`` the smallest measured whose
             tokens/s are within 3 % of the best.
+        nproc_per_node, nodes: processes of a distributed recipe on each node, and nodes; the default is what
+            finetune.slurm says.
         on_event: hears what happens, in this thread.
 
     Returns:
@@ -96,6 +100,8 @@ def probe(
         hold_effective_batch=hold_effective_batch,
         effective_batch_in=effective_batch_in,
         prefer=prefer,
+        nproc_per_node=nproc_per_node,
+        nodes=nodes,
     )
     return wait(start(request, cluster), on_event or (lambda event: None))
 
@@ -209,6 +215,8 @@ def _request(
     hold_effective_batch: bool | int = False,
     effective_batch_in: str = "sequences",
     prefer: str = "memory",
+    nproc_per_node: int | None = None,
+    nodes: int | None = None,
 ) -> ProbeRequest:
     return ProbeRequest(
         run_dir=run_dir,
@@ -228,6 +236,8 @@ def _request(
         effective_batch=None if isinstance(hold_effective_batch, bool) else hold_effective_batch,
         effective_batch_in=_choice(Unit, effective_batch_in, "effective_batch_in"),
         prefer=_choice(Preference, prefer, "prefer"),
+        processes_per_node=nproc_per_node,
+        nodes=nodes,
     )
 
 

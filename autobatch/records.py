@@ -12,6 +12,7 @@ from enum import Enum
 # Under these names too: whoever has a record wants its JSON.
 from autobatch.json_form import from_json as from_json
 from autobatch.json_form import to_json as to_json
+from autobatch.world import World
 
 #: Version of the JSON form of `ProbeResult`. A reader refuses a newer one.
 SCHEMA_VERSION = 1
@@ -111,6 +112,7 @@ class ProbeRequest:
         effective_batch: that size; None takes the config's present one.
         effective_batch_in: what it counts.
         prefer: which of the batch sizes that fit is the answer.
+        processes_per_node, nodes: of a distributed training; None takes them from finetune.slurm.
     """
 
     run_dir: str
@@ -131,6 +133,8 @@ class ProbeRequest:
     effective_batch: int | None = None
     effective_batch_in: Unit = Unit.SEQUENCES
     prefer: Preference = Preference.MEMORY
+    processes_per_node: int | None = None
+    nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,10 @@ class Density:
         error = 3 * self.standard_error if self.standard_error is not None else self.examples_per_pack
         return int(self.examples / (self.examples_per_pack + error))
 
+    def packs_of_a_rank(self, ranks: int) -> int:
+        """Packs that each of `ranks` processes gets: torch's DistributedSampler repeats some to make it even."""
+        return -(-self.packs_at_least // ranks)
+
     @property
     def efficiency(self) -> float | None:
         """Non-padding tokens as a fraction of all; None when rows have no fixed length."""
@@ -210,14 +218,15 @@ class Trial:
         alloc_retries: times the CUDA allocator had to flush its cache; a trial with any doesn't fit.
         tokens_per_second: positions of all rows of an optimizer step, padding and prompts included, over the
             median of `step_seconds` after the first, which also warms up (the first counts only when alone).
-            Not the `tokens_per_second_per_gpu` of torchtune's log: most recipes count the labels that are
-            trained on, so that it depends on which rows a batch happens to have.
+            Of all devices together. Not the `tokens_per_second_per_gpu` of torchtune's log: most recipes count the
+            labels that are trained on, so that it depends on which rows a batch happens to have.
         step_seconds: time of each optimizer step, without the reading of the meter.
         seconds: from asking for the process to its end.
         start_seconds: of that, until torchtune is imported and the recipe begins.
         training_seconds: of that, in optimizer steps.
         detail: for a trial that crashed or ran out of memory: the recipe's own error.
         log: file with the trial's output, relative to the run directory.
+        peaks_by_rank: `peaks_bytes` of each rank of a distributed trial, whose own are the largest of them.
     """
 
     batch_size: int
@@ -234,6 +243,7 @@ class Trial:
     training_seconds: float = 0.0
     detail: str = ""
     log: str = ""
+    peaks_by_rank: tuple[dict[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -338,6 +348,7 @@ class ProbeResult:
         started, ended: UTC, ISO 8601.
         seconds: from the job's first line to the answer, over all attempts of a resumed probe.
         reused: this answer was on file already; nothing was measured.
+        world: the processes of a distributed training; None where there is one without torchrun.
         schema_version: of this JSON form.
     """
 
@@ -370,4 +381,5 @@ class ProbeResult:
     ended: str = ""
     seconds: float = 0.0
     reused: bool = False
+    world: World | None = None
     schema_version: int = SCHEMA_VERSION

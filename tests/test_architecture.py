@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "autobatch"
 
 #: Import nothing heavy and none of the rooms.
-FOUNDATION = {"autobatch", "errors", "json_form", "records", "shipped", "units"}
+FOUNDATION = {"autobatch", "errors", "json_form", "records", "shipped", "units", "world"}
 
 #: room or top-level module -> rooms and modules that it may import, besides itself and the foundation.
 MAY_IMPORT = {
@@ -91,6 +91,8 @@ LONG = {
 MAY_EXIT = {
     "estimate/worker.py": "ends the estimate's process",
     "probing/forkserver.py": "ends the child that it forked",
+    "probing/launcher.py": "ends itself and the ranks that it forked",
+    "probing/node.py": "ends the launcher of a node with the job",
     "probing/worker.py": "ends the trial's process",
 }
 

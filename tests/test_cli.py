@@ -292,9 +292,9 @@ class TestErrorsAsJson:
         ("words", "said"),
         [
             pytest.param(["probe", "no/such/run", "--json"], "no such directory", id="no run"),
-            pytest.param(["probe", "--json"], "required: RUN", id="a word missing"),
+            pytest.param(["probe", "--json"], "required: PATH", id="a word missing"),
             pytest.param(["probe", "run", "--jso", "--cluster", "cloud"], "invalid choice", id="abbreviated"),
-            pytest.param(["report", "no/such/run", "--json"], "wasn't probed yet", id="report"),
+            pytest.param(["report", "no/such/run", "--json"], "no such file or directory", id="report"),
             pytest.param(["verify", "no/such/run", "--json"], "no such directory", id="verify"),
             pytest.param(["status", "no/such/run", "--json"], "no finetune.yaml", id="status"),
             pytest.param(["status", "x" * 300, "--json"], "File name too long", id="the system's own"),

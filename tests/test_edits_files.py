@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.edits.files import Change, edit_file, locked, read_text, replace_file
+from autobatch.edits.files import Change, edit_file, read_text, replace_file
 from autobatch.errors import EditError
 
 
@@ -101,7 +98,7 @@ def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
     assert (run / "finetune.yaml").readlink() == Path("../shared/base.yaml")
     assert (shared / "base.yaml").read_text() == "new"
     assert names(run) == ["finetune.yaml"]
-    assert names(shared) == [".base.yaml.lock", "base.yaml"]
+    assert names(shared) == ["base.yaml"]
 
 
 def test_content_of_an_editor_in_between_is_kept(tmp_path: Path) -> None:
@@ -116,7 +113,7 @@ def test_content_of_an_editor_in_between_is_kept(tmp_path: Path) -> None:
         edit_file(path, change)
     assert str(refusal.value).startswith(f"{path}: changed while autobatch was running")
     assert path.read_text() == "from the editor"
-    assert names(tmp_path) == [".finetune.yaml.lock", "finetune.yaml"]
+    assert names(tmp_path) == ["finetune.yaml"]
 
 
 def test_a_file_that_an_editor_made_in_between_is_kept(tmp_path: Path) -> None:
@@ -312,71 +309,3 @@ def test_no_row_of_many_writers_is_lost(tmp_path: Path) -> None:
     assert head == "# Plan"
     assert sorted(rows) == sorted(f"{writer} {i}" for writer in range(8) for i in range(20))
     assert [row for row in rows if row[0] == "3"] == [f"3 {i}" for i in range(20)]
-
-
-HOLD = """
-import sys, time
-from autobatch.edits.files import locked
-with locked(sys.argv[1]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_lock_that_is_held_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
-    path = tmp_path / "runs_plan.md"
-    holder = run_python(HOLD, path)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(EditError) as refusal:
-        edit_file(path, lambda text: "new", create="", timeout_s=0.1)
-    by = f"process {holder.pid} on {socket.gethostname()}"
-    assert str(refusal.value).startswith(f"{tmp_path}/.runs_plan.md.lock: held by {by} for more than 0.1 s")
-    assert not path.exists()
-    holder.send_signal(signal.SIGKILL)
-    holder.communicate()
-    assert edit_file(path, lambda text: "new", create="", timeout_s=10).changed
-
-
-def test_the_lock_holds_among_threads(tmp_path: Path) -> None:
-    path = tmp_path / "runs_plan.md"
-    path.write_text("")
-
-    def append() -> None:
-        for _ in range(10):
-            edit_file(path, lambda text: text + "x")
-
-    threads = [threading.Thread(target=append) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert path.read_text() == "x" * 40
-
-
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK], ids=os.strerror)
-def test_without_flock_a_file_is_the_lock(tmp_path: Path, number: int) -> None:
-    path = tmp_path / "runs_plan.md"
-
-    def no_flock(descriptor: int, operation: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    with locked(path, 1, flock=no_flock):
-        assert ".runs_plan.md.lock.held" in names(tmp_path)
-        with pytest.raises(EditError) as refusal, locked(path, 0.1, flock=no_flock):
-            pass
-    assert re.match(rf"{tmp_path}/\.runs_plan\.md\.lock\.held: held for more than 0\.1 s", str(refusal.value))
-    with locked(path, 1, flock=no_flock):
-        held_again = ".runs_plan.md.lock.held" in names(tmp_path)
-    assert held_again
-
-
-def test_a_lock_that_fails_says_why(tmp_path: Path) -> None:
-    def broken(descriptor: int, operation: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with pytest.raises(EditError) as refusal, locked(tmp_path / "runs_plan.md", 1, flock=broken):
-        pass
-    assert str(refusal.value).startswith(
-        f"{tmp_path}/.runs_plan.md.lock: can't be locked (Input/output error)"
-    )

@@ -14,6 +14,7 @@ import pytest
 from autobatch.errors import UsageError
 from autobatch.launch.resources import Resources, resolve_resources
 from autobatch.runs.settings import Profile, find_profile, parse_minutes, user_directory
+from autobatch.world import World
 from tests.conftest import MakeRun
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -270,3 +271,41 @@ def test_what_is_no_time(text: str) -> None:
         parse_minutes(text)
 
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "asked"),
+    [
+        pytest.param({}, {"gpus-per-node": "4"}, id="nothing said"),
+        pytest.param({"gres": "gpu:a100:4", "nodes": "2"}, {"gres": "gpu:a100:4"}, id="header"),
+        pytest.param(
+            {"ntasks-per-node": "4", "cpus-per-task": "8", "gpus-per-task": "1"},
+            {"cpus-per-task": "32", "gpus-per-node": "4"},
+            id="a task for each rank",
+        ),
+    ],
+)
+def test_one_task_starts_all_ranks_of_a_node(header: dict[str, str], asked: dict[str, str]) -> None:
+    found = resolve_resources({}, Profile(), header, device="cuda", world=World(2, 4, 8))
+
+    assert found.options == asked
+
+
+def test_the_probe_of_two_nodes_runs_on_the_first(make_run: MakeRun) -> None:
+    from autobatch.launch.slurm import sbatch_script
+    from autobatch.launch.submission import resources_for
+    from autobatch.records import ProbeRequest
+    from autobatch.runs.directory import read_run
+
+    path = make_run()
+    script = path / "finetune.slurm"
+    single = "tune run lora_finetune_single_device"
+    distributed = "tune run --nnodes 2 --nproc_per_node 4 lora_finetune_distributed"
+    script.write_text(script.read_text().replace(single, distributed))
+    run = read_run(path, ProbeRequest(str(path)))
+
+    lines = sbatch_script(run, resources_for(run, {}, Profile())).splitlines()
+
+    assert run.world == World(2, 4, 8)
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1"} <= set(lines)
+    assert " --nodes=1 --ntasks=1 " in next(line for line in lines if line.startswith("srun "))

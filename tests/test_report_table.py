@@ -20,6 +20,7 @@ from autobatch.records import (
     Verdict,
 )
 from autobatch.report.table import density_line, fit_line, report_lines, result_lines, text_table, trial_row
+from autobatch.world import World
 
 GIB = 2**30
 DENSITY = Density(packed=True, examples=8000, packs=108, tokens=219_414, max_seq_len=2048, longest_example=66)
@@ -170,3 +171,13 @@ def test_a_table_is_as_wide_as_its_widest_cells() -> None:
         "100          1  x",
         "  2          3",
     ]
+
+
+def test_the_peaks_of_every_rank() -> None:
+    peaks = tuple({"reserved": int(gib * GIB), "allocated": GIB} for gib in (55.1, 54.9))
+    trials = (replace(DONE.trials[1], peaks_by_rank=peaks),)
+
+    lines = result_lines(replace(DONE, world=World(1, 2, 2), trials=trials))
+
+    assert "peaks by rank (2 processes on one node): 55.1 GiB, 54.9 GiB" in lines
+    assert not any("by rank" in line for line in result_lines(DONE))

@@ -567,7 +567,7 @@ REASONS = (
     "doesn't pack",
     "has no optimizer",
     "no dataset section",
-    "one device so far",
+    "trains on several devices",
     "packing needs tokenizer.max_seq_len",
     "rollouts",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.runs.fingerprint import can_change_memory, data_signature, fingerprint
+from autobatch.runs.fingerprint import IRRELEVANT, can_change_memory, data_signature, fingerprint
 
 CONFIG: dict[str, Any] = {
     "output_dir": "/out",
@@ -285,3 +286,13 @@ def test_files_of_a_hub_dataset_are_not_looked_for_here(data: Path) -> None:
 
 def test_files_that_are_not_there_are_left_out(data: Path) -> None:
     assert signature(data, data_files="gone.json") != signature(data, data_files="train.json")
+
+
+def test_the_list_that_users_read_is_this_one() -> None:
+    readme = (Path(__file__).parent.parent / "autobatch" / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## What shares a measurement\n")[2].partition("\n## ")[0]
+    listed = {
+        name: set(re.findall(r"`(\w+)`", keys))
+        for name, keys in re.findall(r"(?m)^- ([a-z ]+)[^:]*: ((?:.|\n  )*)", section)
+    }
+    assert listed == {name: set(keys) for name, keys in IRRELEVANT.items()}

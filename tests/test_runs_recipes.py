@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from autobatch.errors import Problem, RunProblems
-from autobatch.runs.recipes import Recipe, infer_name, resolve_recipe
+from autobatch.runs.recipes import Recipe, infer_name, refuse_distributed, resolve_recipe
 from autobatch.runs.slurm_script import SlurmScript, parse_script
 from autobatch.runs.torchtune_source import can_pack, is_missing, registered_recipes, similar
 
@@ -73,6 +73,7 @@ def test_then_the_script(tmp_path: Path) -> None:
         source="finetune.slurm",
         note="full_finetune_single_device, from finetune.slurm:2",
         supports_distributed=False,
+        is_registered=True,
     )
 
 
@@ -172,13 +173,6 @@ def test_an_edited_recipe_is_another(tree: Path) -> None:
         pytest.param("quantize", "not a training recipe", "--recipe NAME", id="quantize"),
         pytest.param("dev/generate_v2", "not a training recipe", "--recipe NAME", id="dev"),
         pytest.param("ppo_full_finetune_single_device", "rollouts", "autobatch measures", id="ppo"),
-        pytest.param(
-            "lora_finetune_distributed",
-            "one device so far",
-            "--recipe lora_finetune_single_device",
-            id="distributed",
-        ),
-        pytest.param("full_dpo_distributed", "one device so far", "by hand", id="only-distributed"),
     ],
 )
 @pytest.mark.parametrize("source", ["option", "script"])
@@ -196,12 +190,24 @@ def test_recipes_that_cannot_be_measured(
     assert remedy in problem.remedy
 
 
-def test_several_processes_are_refused(tree: Path) -> None:
-    slurm = script("tune run --nproc_per_node 4 mine.py --config finetune.yaml", tree)
-    problem = problem_of(None, slurm, LORA, tree)
-    assert (
-        problem.what == "`tune run --nproc_per_node 4` starts 4 processes; autobatch probes one device so far"
-    )
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        pytest.param(
+            "lora_finetune_distributed", "--recipe lora_finetune_single_device", id="one for one device"
+        ),
+        pytest.param("full_dpo_distributed", "no recipe for one device", id="only distributed"),
+    ],
+)
+def test_what_is_for_one_device_refuses_distributed_recipes(name: str, remedy: str, tmp_path: Path) -> None:
+    recipe = resolve_recipe(name, None, LORA, tmp_path)
+
+    with pytest.raises(RunProblems) as caught:
+        refuse_distributed(recipe, "--recipe", "autobatch init")
+
+    (problem,) = caught.value.problems
+    assert problem.what == f"{name} trains on several devices; autobatch init is for one device so far"
+    assert remedy in problem.remedy
 
 
 def test_several_processes_with_the_option_are_said(tree: Path) -> None:

@@ -186,8 +186,12 @@ CASES = [
     pytest.param("recipe", {}, "full_finetune_single_device", ["error"], id="a full recipe, and adapters"),
     pytest.param("recipe", {}, "lora_finetune_distributd", ["error"], id="no such recipe"),
     pytest.param("recipe", {}, "./run1/mine.py", ["error"], id="a recipe file that isn't there"),
-    pytest.param("not-probed", {}, "lora_finetune_distributed", ["info"], id="what a probe can't do"),
-    pytest.param("not-probed", {}, LORA_RECIPE, [], id="what it can"),
+    pytest.param("processes", {}, "lora_finetune_distributed", ["error"], id="no torchrun"),
+    pytest.param("processes", {}, f"--nproc_per_node 2 {LORA_RECIPE}", ["error"], id="two for one device"),
+    pytest.param(
+        "processes", {}, "--nproc_per_node gpu lora_finetune_distributed", [], id="as many as there are GPUs"
+    ),
+    pytest.param("processes", {}, LORA_RECIPE, [], id="one"),
     pytest.param(
         "small-unpacked-batch", {"dataset__packed": False}, LORA_RECIPE, ["info"], id="small and unpacked"
     ),

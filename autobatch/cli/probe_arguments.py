@@ -111,6 +111,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recipe to run (default: the one in finetune.slurm, else inferred from the config)",
     )
     what.add_argument(
+        "--nproc-per-node",
+        type=int,
+        metavar="N",
+        help="processes of a distributed recipe on each node (default: as `tune run --nproc_per_node` in "
+        "finetune.slurm, else the GPUs of its header)",
+    )
+    what.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="nodes of a distributed recipe (default: as `tune run --nnodes`, else the header's)",
+    )
+    what.add_argument(
         "--steps", type=int, default=3, metavar="N", help="optimizer steps of a trial, at least (default: 3)"
     )
     what.add_argument(
@@ -264,6 +277,8 @@ def request_of(arguments: argparse.Namespace) -> ProbeRequest:
         effective_batch=None if held is True else held,
         effective_batch_in=Unit(arguments.effective_batch_in or Unit.SEQUENCES),
         prefer=Preference(arguments.prefer),
+        processes_per_node=arguments.nproc_per_node,
+        nodes=arguments.nodes,
     )
 
 

@@ -12,27 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
-import fcntl
 import os
 import re
 import secrets
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import SoftFileLock, Timeout
-
+from autobatch.edits.lock import Lock, locked, remove_abandoned
 from autobatch.errors import EditError
 
 _STALE_AFTER_S = 3600.0
-_POLL_S = 0.02
-
-#: What flock(2) answers where the file system has none, such as Lustre mounted without ``-o flock``.
-_NO_FLOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
         ) from error
 
 
-def replace_file(path: str | os.PathLike[str], text: str, *, expected: str | None) -> None:
+def replace_file(
+    path: str | os.PathLike[str], text: str, *, expected: str | None, lock: Lock | None = None
+) -> None:
     """Puts `text` in the place of the file's content, whole or not at all; creates a missing file.
 
     Args:
@@ -87,9 +82,11 @@ def replace_file(path: str | os.PathLike[str], text: str, *, expected: str | Non
         text: new content.
         expected: content that the file must still have, empty for a missing file; None to overwrite
             whatever is there.
+        lock: of `path`, which the caller holds; None for a file that has one writer.
 
     Raises:
-        EditError: the content isn't the expected one, or the file can't be written. The file is as it was.
+        EditError: the content isn't the expected one, the lock was lost, or the file can't be written. The file
+            is as it was.
     """
     try:
         target = Path(path).resolve()
@@ -98,8 +95,11 @@ def replace_file(path: str | os.PathLike[str], text: str, *, expected: str | Non
             raise EditError(f"{path}: isn't a regular file: give the path of a file")
         if status is not None and not os.access(target, os.W_OK):
             raise EditError(f"{path}: is write-protected: make it writable (chmod u+w), then run again")
-        _replace(target, text, status, lambda: _refuse_unexpected(target, path, expected))
+        _replace(target, text, status, lambda: _refuse_unexpected(target, path, expected), lock)
     except (OSError, RuntimeError) as error:
+        if lock is not None:
+            # That it was lost says more than that something isn't there.
+            lock.confirm()
         # Before Python 3.13, Path.resolve raises RuntimeError for a loop of links.
         why = getattr(error, "strerror", None) or str(error)
         raise EditError(
@@ -122,10 +122,11 @@ def _refuse_unexpected(target: Path, path: str | os.PathLike[str], expected: str
         )
 
 
-def _replace(target: Path, text: str, status: os.stat_result | None, check: Callable[[], None]) -> None:
+def _replace(
+    target: Path, text: str, status: os.stat_result | None, check: Callable[[], None], lock: Lock | None
+) -> None:
     """Writes beside `target`, calls `check`, and renames; `check` may raise to leave all as it was."""
-    prefix = f".{target.name}.autobatch-{socket.gethostname()}-"
-    temporary = target.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
+    temporary = _beside(target) if lock is None else lock.temporary
     # Nobody else may read a protected file's new text before it has that file's mode.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if status is None else 0o600)
     try:
@@ -136,7 +137,10 @@ def _replace(target: Path, text: str, status: os.stat_result | None, check: Call
                 _copy_attributes(target, status, file.fileno())
             os.fsync(file.fileno())
         check()
-        temporary.replace(target)
+        if lock is None:
+            temporary.replace(target)
+        else:
+            lock.put_in_place(target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -148,7 +152,15 @@ def _replace(target: Path, text: str, status: os.stat_result | None, check: Call
             os.fsync(directory)
     finally:
         os.close(directory)
-    _remove_stale(target)
+    if lock is None:
+        _remove_stale(target)
+    else:
+        remove_abandoned(lock, target)
+
+
+def _beside(target: Path) -> Path:
+    prefix = f".{target.name}.autobatch-{socket.gethostname()}-"
+    return target.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _copy_attributes(target: Path, status: os.stat_result, descriptor: int) -> None:
@@ -185,92 +197,6 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def locked(
-    path: str | os.PathLike[str],
-    timeout_s: float = 60.0,
-    *,
-    flock: Callable[[int, int], None] = fcntl.flock,
-) -> Iterator[None]:
-    """Holds the lock for edits of `path`: one holder among all processes and threads, and hosts.
-
-    The lock is flock(2) on ``.NAME.lock`` beside the file; it ends with its process. The lock file stays:
-    removing it would let two processes each hold a lock of that name. Where the file system has no flock,
-    the lock is a file ``.NAME.lock.held`` that must not exist. Not reentrant.
-
-    Raises:
-        EditError: the lock wasn't free within `timeout_s`, or the lock file can't be written.
-    """
-    lock_path = Path(path)
-    with contextlib.suppress(OSError, RuntimeError):
-        # Two links to one file must meet at one lock.
-        lock_path = lock_path.resolve()
-    lock_path = lock_path.with_name(f".{lock_path.name}.lock")
-    try:
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise EditError(
-            f"{path}: can't be locked ({lock_path}: {error.strerror}): check that its directory is there "
-            "and writable"
-        ) from error
-    try:
-        release = _acquire(descriptor, lock_path, timeout_s, flock)
-        try:
-            yield
-        finally:
-            release()
-    finally:
-        os.close(descriptor)
-
-
-def _acquire(
-    descriptor: int, lock_path: Path, timeout_s: float, flock: Callable[[int, int], None]
-) -> Callable[[], None]:
-    """Waits for the lock; returns what gives it back."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise _timed_out(lock_path, timeout_s, os.pread(descriptor, 300, 0)) from None
-            time.sleep(_POLL_S)
-        except OSError as error:
-            if error.errno in _NO_FLOCK:
-                return _acquire_without_flock(lock_path, timeout_s)
-            raise EditError(f"{lock_path}: can't be locked ({error.strerror})") from error
-
-    def release() -> None:
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-        flock(descriptor, fcntl.LOCK_UN)
-
-    # Who holds it is a help to people, not a part of the lock: a full disk may swallow it.
-    with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-    return release
-
-
-def _acquire_without_flock(lock_path: Path, timeout_s: float) -> Callable[[], None]:
-    held = Path(f"{lock_path}.held")
-    lock = SoftFileLock(str(held), timeout=timeout_s)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise _timed_out(held, timeout_s, b"") from None
-    return lock.release
-
-
-def _timed_out(lock_path: Path, timeout_s: float, holder: bytes) -> EditError:
-    by = f" by {holder.decode('utf-8', 'replace')}" if holder else ""
-    return EditError(
-        f"{lock_path}: held{by} for more than {timeout_s:g} s: wait until that process is done, "
-        "or end it if it hangs, then run again"
-    )
-
-
 def edit_file(
     path: str | os.PathLike[str],
     change: Callable[[str], str],
@@ -290,11 +216,11 @@ def edit_file(
         EditError: the file can't be read, locked or written, or an editor changed it in between.
     """
     path = Path(path)
-    with locked(path, timeout_s):
+    with locked(path, timeout_s) as lock:
         missing = create is not None and not path.exists()
         before = "" if missing else read_text(path)
         after = change(create if missing and create is not None else before)
         if after == before:
             return Change(path, before, after, False)
-        replace_file(path, after, expected=before)
+        replace_file(path, after, expected=before, lock=lock)
     return Change(path, before, after, True)

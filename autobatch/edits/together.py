@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autobatch.edits.files import Change, locked, read_text, replace_file
+from autobatch.edits.files import Change, read_text, replace_file
+from autobatch.edits.lock import Lock, locked
 from autobatch.errors import EditError
 
 
@@ -50,25 +51,25 @@ def edit_together(edits: Sequence[Edit], *, timeout_s: float = 60.0) -> list[Cha
         EditError: a file can't be read, edited, locked or written, or an editor changed it in between.
     """
     with contextlib.ExitStack() as held:
-        planned = []
+        planned: list[tuple[Change, Lock]] = []
         for edit in edits:
-            held.enter_context(locked(edit.path, timeout_s))
+            lock = held.enter_context(locked(edit.path, timeout_s))
             before, after = _texts(edit)
-            planned.append(Change(edit.path, before, after, after != before))
-        for change in planned:
+            planned.append((Change(edit.path, before, after, after != before), lock))
+        for change, _ in planned:
             if change.changed:
                 refuse_unwritable(change.path)
-        written: list[Change] = []
+        written: list[tuple[Change, Lock]] = []
         try:
-            for change in planned:
+            for change, lock in planned:
                 if change.changed:
-                    replace_file(change.path, change.after, expected=change.before)
-                    written.append(change)
+                    replace_file(change.path, change.after, expected=change.before, lock=lock)
+                    written.append((change, lock))
         except BaseException:
-            for change in reversed(written):
-                _take_back(change)
+            for change, lock in reversed(written):
+                _take_back(change, lock)
             raise
-    return planned
+    return [change for change, _ in planned]
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -95,10 +96,11 @@ def _texts(edit: Edit) -> tuple[str, str]:
     return before, edit.change(before)
 
 
-def _take_back(change: Change) -> None:
+def _take_back(change: Change, lock: Lock) -> None:
     """Give a file its old text again, unless somebody has changed it since."""
     with contextlib.suppress(EditError, OSError):
         if change.before or read_text(change.path) != change.after:
-            replace_file(change.path, change.before, expected=change.after)
+            replace_file(change.path, change.before, expected=change.after, lock=lock)
         else:
+            lock.confirm()
             change.path.unlink()

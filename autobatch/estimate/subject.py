@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+#: Why a run on several devices has no estimate.
+DISTRIBUTED = "distributed: the recipe shares out the model over several devices, which isn't followed yet"
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is estimated.
@@ -84,6 +88,8 @@ def read_subject(path: Path, recipe: str | None = None, settings: Sequence[str] 
         found = resolve_recipe(recipe, script, config.values, directory, working_dir=working_dir)
     except RunProblems as error:
         raise RunProblems([*findings.problems, *error.problems]) from error
+    if found.is_distributed:
+        raise NoEstimate(f"{config_path}: {DISTRIBUTED}")
     checks.check_sections(config, findings)
     device, _, dtype = checks.check_device(config, findings)
     batch_size = checks.positive_integer(config, "batch_size", findings, default=1)

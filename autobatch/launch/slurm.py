@@ -212,8 +212,10 @@ def executor_for(folder: Path, name: str, resources: Resources, after: str | Non
     executor.update_parameters(
         job_name=f"autobatch-{name}",
         time=resources.time_min,
-        nodes=1,
+        nodes=resources.nodes,
         ntasks_per_node=1,
+        # The probe runs on the first node and starts what runs on the others itself.
+        srun_args=["--nodes=1", "--ntasks=1"] if resources.nodes > 1 else None,
         setup=list(resources.setup) or None,
         signal_delay_s=SIGNAL_DELAY_S,
         additional_parameters={name: True if value == "" else value for name, value in additional.items()},

@@ -124,7 +124,7 @@ def submit(
         submission = SlurmJob(
             request,
             run,
-            resources or resolve_resources({}, Profile(), _header(run), device=run.device),
+            resources or resources_for(run, {}, Profile()),
             after,
         )
     note = JobNote(
@@ -181,7 +181,7 @@ def is_process_of_group(note: JobNote) -> bool:
 
 def resources_for(run: RunDirectory, flags: Mapping[str, str], profile: Profile) -> Resources:
     """What a probe of `run` asks Slurm for."""
-    return resolve_resources(flags, profile, _header(run), device=run.device)
+    return resolve_resources(flags, profile, _header(run), device=run.device, world=run.world)
 
 
 def _header(run: RunDirectory) -> Mapping[str, str]:

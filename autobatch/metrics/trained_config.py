@@ -77,7 +77,9 @@ class TrainedConfig:
         """Sequences of an optimizer step."""
         batch_size = self.integer("batch_size")
         steps = self.integer("gradient_accumulation_steps") or 1
-        return batch_size * steps * self.processes if batch_size and self.processes else None
+        # Ranks that share a model by tensor parallelism share their rows too.
+        ranks = (self.processes or 0) // (self.integer("tensor_parallel_dim") or 1)
+        return batch_size * steps * ranks if batch_size and ranks else None
 
     def static(self) -> dict[str, Value]:
         """What an entry's `config` holds, under `CONFIG_KEYS`; None where the config doesn't say."""

@@ -194,13 +194,13 @@ class StoredRows:
             self._began = True
             # The recipe is set up and asks for its first batch: what is in use now is there at any size. A forked
             # worker of the recipe's DataLoader can't use CUDA; the search does without this reading.
-            if self._device == "cpu" or not _in_worker():
+            if self._device == "cpu" or not in_worker():
                 reading = meter_for(self._device).read()
                 self._events.append("first_batch", current=reading.current_bytes)
         return self._rows[index % len(self._rows)]
 
 
-def _in_worker() -> bool:
+def in_worker() -> bool:
     """Whether this is a worker process of a DataLoader."""
     from torch.utils.data import get_worker_info
 

@@ -35,7 +35,6 @@ _PRELOAD = (
     "torchdata.stateful_dataloader",
     "datasets",
     "huggingface_hub",
-    "kagglehub",
     "omegaconf",
     "safetensors.torch",
     "sentencepiece",
@@ -44,6 +43,10 @@ _PRELOAD = (
     "autobatch.packing.build",
     "autobatch.probing.worker",
 )
+
+#: What the command `tune` imports beside a recipe: in the memory of a training that it runs itself, not in that
+#: of ranks, which torchrun starts by the recipe's file.
+_PRELOAD_OF_THE_COMMAND = ("kagglehub",)
 
 #: Only where there is no card to spoil: on a GPU machine `torchao.quantization.autoquant` asks for the card's
 #: compute capability as it is imported, which initialises CUDA. There each child imports torchao, in 0.3 s.
@@ -59,7 +62,7 @@ _DRIVER = Path("/dev/nvidiactl")
 CUDA_INHERITED = 79
 
 #: For the server alone: a trial is to look like a training.
-_ONLY_OF_THE_SERVER = ("PYTORCH_NVML_BASED_CUDA_CHECK", "PYTHONSAFEPATH")
+FOR_THE_SERVER_ALONE = ("PYTORCH_NVML_BASED_CUDA_CHECK", "PYTHONSAFEPATH")
 
 #: With the first, `torch.cuda.is_available()` asks NVML and leaves the driver alone, which matters in the server;
 #: tiktoken keeps copies of tokenizer files under a hash of their path as written, so that two runs with
@@ -79,6 +82,16 @@ _SERVER_LOST = 255
 
 #: Seconds in which a killed server, all of torch in its memory, is gone.
 _SERVER_GOES_S = 2.0
+
+
+def preloaded(device: str, *, ranks: bool) -> list[str]:
+    """Modules to import once for all processes that are forked; none of them uses a card."""
+    return [
+        *_PRELOAD,
+        *(() if ranks else _PRELOAD_OF_THE_COMMAND),
+        *(() if device == "cuda" or _DRIVER.exists() else _PRELOAD_ON_CPU),
+        *(_PRELOAD_ON_CUDA if device == "cuda" else ()),
+    ]
 
 
 @dataclass(frozen=True)
@@ -104,18 +117,20 @@ class ForkServer:
             too: multiprocessing's server is one for each process and inherits from it.
         device: that the children will use, ``cuda`` or ``cpu``.
         cold: no server: each process starts anew, with the environment that this one has by then.
+        ranks: the children fork the ranks of distributed trainings.
     """
 
-    def __init__(self, environment: Mapping[str, str], device: str = "cpu", *, cold: bool = False) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        device: str = "cpu",
+        *,
+        cold: bool = False,
+        ranks: bool = False,
+    ) -> None:
         os.environ.update(_ENVIRONMENT | dict(environment))
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            [
-                *_PRELOAD,
-                *(() if device == "cuda" or _DRIVER.exists() else _PRELOAD_ON_CPU),
-                *(_PRELOAD_ON_CUDA if device == "cuda" else ()),
-            ]
-        )
+        context.set_forkserver_preload(preloaded(device, ranks=ranks))
         self._context: ForkServerContext | SpawnContext = (
             multiprocessing.get_context("spawn") if cold else context
         )
@@ -215,7 +230,7 @@ def _child(target: Callable[..., None], arguments: tuple[Any, ...], log: str, fo
     os.close(descriptor)
     if forked and _cuda_is_initialised():
         os._exit(CUDA_INHERITED)
-    for name in _ONLY_OF_THE_SERVER:
+    for name in FOR_THE_SERVER_ALONE:
         os.environ.pop(name, None)
     target(*arguments)
 

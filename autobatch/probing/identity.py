@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from autobatch.errors import UsageError
@@ -14,7 +15,7 @@ from autobatch.probing.versions import installed_versions
 from autobatch.probing.worker import describe_device
 from autobatch.records import Device, PackingMode, ProbeRequest, from_json
 from autobatch.runs.directory import RunDirectory
-from autobatch.runs.fingerprint import fingerprint
+from autobatch.runs.fingerprint import data_signature, fingerprint
 
 #: Environment variables that change how much memory the same training takes.
 _MEMORY_ENVIRONMENT = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
@@ -46,9 +47,13 @@ def run_fingerprint(
         "device": run.device if device is None else f"{device.kind} {device.name}",
         "load_weights": str(request.load_weights),
         "packed": str(packed),
+        # The longest examples decide how large an unpacked batch is.
+        "data": "" if packed else data_signature(run.resolved(), run.working_dir),
         **{name: environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
         **installed_versions(),
     }
+    if run.world is not None:
+        extras["world"] = f"{run.world.nodes} x {run.world.processes_per_node}"
     config = run.resolved()
     if isinstance(config["dataset"], dict):
         config["dataset"]["packed"] = packed
@@ -70,17 +75,23 @@ def device_of(run: RunDirectory, server: ForkServer, directory: Path, timeout_s:
     why = ""
     if run.device == "cpu":
         device = find_device("cpu", 0)
+        if device is not None and run.world is not None:
+            # The ranks of a node share its memory.
+            device = replace(device, total_bytes=device.total_bytes // run.world.processes_per_node)
     else:
         answer, log = directory / "device.jsonl", directory / "device.log"
         for left_over in (answer, log):
             left_over.unlink(missing_ok=True)
-        server.run(describe_device, "cuda", run.device_index, str(answer), log=log, timeout_s=timeout_s)
+        # The last of the cards on a node: without it there are too few.
+        index = run.device_index if run.world is None else run.world.processes_per_node - 1
+        server.run(describe_device, "cuda", index, str(answer), log=log, timeout_s=timeout_s)
         said = next(iter(EventFile(answer).read()), {"device": None, "why": ""})
         device = from_json(Device, said["device"]) if said["device"] else None
         why = f" ({said['why']})" if said["why"] else ""
     if device is None:
+        cards = f"{run.world.processes_per_node} cards" if run.world else "such card"
         raise UsageError(
-            f"{run.config_path}: device is {run.device} and this machine has no such card{why}. Probe where the "
+            f"{run.config_path}: device is {run.device} and this machine has no {cards}{why}. Probe where the "
             "training will run (--cluster slurm, or inside its job with --cluster inline); a batch_size "
             "measured on CPU memory would say nothing about the card"
         )

@@ -20,6 +20,7 @@ from autobatch.edits.files import replace_file
 from autobatch.probing import outcome
 from autobatch.probing.choice import Choice, choose_measured, next_choice
 from autobatch.probing.density_store import DensityStore
+from autobatch.probing.distributed_trial import runner_for
 from autobatch.probing.events import Began, Ended, Event, FoundDevice, Packed, Said
 from autobatch.probing.forecast import Forecaster, Hint, Occasion, hint_for
 from autobatch.probing.forkserver import ForkServer
@@ -27,10 +28,10 @@ from autobatch.probing.identity import device_of, is_packed, run_fingerprint
 from autobatch.probing.journal import JOURNAL, Decision, Journal
 from autobatch.probing.lock import only_one
 from autobatch.probing.meter import MALLOC_ENVIRONMENT
+from autobatch.probing.node import check_allocation
 from autobatch.probing.pool import KnownTrials, TrialPool
 from autobatch.probing.search import Answer, Cap, bracket_of, next_step
 from autobatch.probing.series import Deadline, Series, Stopped
-from autobatch.probing.trial import TrialRunner
 from autobatch.probing.trial_config import TrialSetup
 from autobatch.probing.versions import installed_versions
 from autobatch.probing.wish import Wish, batch_before, cap_of, wish_of
@@ -66,11 +67,13 @@ def run_probe(
 
     Raises:
         RunProblems: the run directory can't be probed; nothing was started.
-        UsageError: another probe of this run is running, or there is no such device.
+        UsageError: another probe of this run is running, or there is no such device, or too few nodes.
         EditError: a file of the user's couldn't be written; the measurements are in the journal.
     """
     began = time.monotonic()
     run = read_run(Path(request.run_dir), request)
+    if run.world is not None:
+        check_allocation(run.world)
     with only_one(run.path / "probe"):
         forecaster = forecaster if request.estimate else None
         probe = _Probe(request, run, tell, began, Deadline(deadline), forecaster, pool or TrialPool())
@@ -104,7 +107,8 @@ class _Probe:
         if run.script is not None:
             # The probe must allocate as the training job will.
             os.environ.update(run.script.exports)
-        self._server = ForkServer(MALLOC_ENVIRONMENT if run.device == "cpu" else {}, run.device)
+        environment = MALLOC_ENVIRONMENT if run.device == "cpu" else {}
+        self._server = ForkServer(environment, run.device, ranks=run.world is not None)
         self._recipe = run.recipe.note
         self._packed = is_packed(run, request)
 
@@ -130,6 +134,7 @@ class _Probe:
             gradient_accumulation_steps=run.gradient_accumulation_steps,
             fingerprint=run_fingerprint(run, request, device),
             versions=installed_versions(),
+            world=run.world,
             started=self._started,
         )
         self._tell(FoundDevice(device, capacity, result.target_bytes or 0, metric.value))
@@ -178,7 +183,7 @@ class _Probe:
         assert density is not None
         journal = self._open_journal(result)
         known = KnownTrials(journal, self._pool, self._run.path, metric, target_bytes)
-        runner = TrialRunner(
+        runner = runner_for(
             self._server,
             TrialSetup(
                 config=run.config,
@@ -195,6 +200,7 @@ class _Probe:
                 timeout_s=self._request.trial_timeout_s,
                 load_weights=self._request.load_weights,
                 directory=self._directory,
+                world=self._run.world,
             ),
         )
         occasion = Occasion(

@@ -1,4 +1,10 @@
-"""One probe of a run at a time."""
+"""One probe of a run at a time, on this machine at least.
+
+The lock is flock(2), which ends at once with its process: a job that was preempted is often started anew on
+another node within seconds. Where flock reaches one host only (NFS with ``local_lock``, Lustre ``localflock``), a
+second probe on another host isn't kept from starting; `launch` asks Slurm before it submits one, and what both
+write of the user's is locked by `edits.lock`.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,10 @@ def done(result: ProbeResult, choice: Choice) -> ProbeResult:
         f"{format_percent(at_choice.peak_bytes, result.capacity_bytes)} of {format_bytes(result.capacity_bytes)}"
     )
     after = effective_batch(
-        choice.batch_size, choice.gradient_accumulation_steps, examples_per_row(result.density)
+        choice.batch_size,
+        choice.gradient_accumulation_steps,
+        examples_per_row(result.density),
+        result.world.data_parallel if result.world else 1,
     )
     answer = f"batch_size {choice.batch_size}"
     if result.request.hold_effective_batch:
@@ -129,8 +132,10 @@ def too_few_packs(result: ProbeResult) -> ProbeResult:
     density = result.density
     assert density is not None
     rows = "packs" if density.packed else "examples"
+    each = f" for each of {result.world.data_parallel} ranks" if result.world else ""
+    has = density.packs_of_a_rank(result.world.data_parallel) if result.world else density.packs
     message = (
-        f"the dataset has {density.packs} {rows}, fewer than the gradient_accumulation_steps of "
+        f"the dataset has {has} {rows}{each}, fewer than the gradient_accumulation_steps of "
         f"{result.gradient_accumulation_steps}: torchtune would train zero steps and save an untrained "
         "model. Lower gradient_accumulation_steps, or use more data or a smaller tokenizer.max_seq_len."
     )
@@ -207,7 +212,8 @@ def _dataset_is_the_limit(result: ProbeResult) -> str:
     assert density is not None
     rows = "packs" if density.packed else "examples"
     sampled = "by the sample, at least " if density.packs_at_least < density.packs else ""
-    limit = f"the dataset is the limit, not the memory: {sampled}{density.packs_at_least} {rows}"
+    ranks = f" // {result.world.data_parallel} ranks" if result.world else ""
+    limit = f"the dataset is the limit, not the memory: {sampled}{density.packs_at_least} {rows}{ranks}"
     if result.request.hold_effective_batch:
         return limit
     return f"{limit} // {result.gradient_accumulation_steps} gradient_accumulation_steps"

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeVar
 
+from autobatch.probing.distributed_trial import TrialRuns
 from autobatch.probing.events import Event, Said, Stepped, TrialBegan, TrialEnded
 from autobatch.probing.outcome import ENDS_THE_PROBE
 from autobatch.probing.pool import KnownTrials, describe
 from autobatch.probing.search import Try, bracket_of
-from autobatch.probing.trial import TrialRunner, was_killed
+from autobatch.probing.trial import was_killed
 from autobatch.records import Trial, Verdict
 
 #: Seconds to leave for writing the answer down.
@@ -56,7 +57,7 @@ class Series:
 
     def __init__(
         self,
-        runner: TrialRunner,
+        runner: TrialRuns,
         known: KnownTrials,
         *,
         cap: int,

@@ -80,7 +80,7 @@ class TrialRunner:
             metric=setup.metric,
             step_tokens=batch_size * micro_batches(setup.config) * setup.row_tokens,
             oom_killed=oom_kills() > kills,
-            output=_tail(log),
+            output=tail(log),
         )
         started = next((event["time"] for event in said if event["event"] == "started"), None)
         trial = replace(
@@ -142,7 +142,7 @@ def read_trial(
     if is_out_of_memory(said) or (killed and oom_killed):
         return replace(trial, verdict=Verdict.OUT_OF_MEMORY, peak_bytes=None, detail=said)
     if error is None:
-        said = f"{_describe_exit(ended)} before its last step\n{output}".rstrip()
+        said = f"{describe_exit(ended)} before its last step\n{output}".rstrip()
     return replace(trial, detail=said)
 
 
@@ -185,7 +185,8 @@ def _in_use(current: Mapping[str, int], metric: Metric) -> int:
     return current[metric.value]
 
 
-def _describe_exit(ended: Exit) -> str:
+def describe_exit(ended: Exit) -> str:
+    """How a process ended, in words."""
     if ended.code < 0:
         return f"killed by signal {-ended.code} ({signal.Signals(-ended.code).name})"
     return f"ended with status {ended.code}"
@@ -199,7 +200,7 @@ def _growth(peaks: Sequence[int]) -> str:
     )
 
 
-def _tail(log: Path, lines: int = 20) -> str:
+def tail(log: Path, lines: int = 20) -> str:
     """The last lines of a trial's output, without the intermediate states of progress bars."""
     try:
         with log.open("rb") as file:

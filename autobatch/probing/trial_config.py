@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autobatch.probing.effective_batch import MAX_MICRO_BATCHES
 from autobatch.records import Metric
+from autobatch.world import World
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,6 +22,7 @@ PEAK_TOLERANCE = 0.002
 MAX_STEPS = 8
 
 _COMPONENTS = "autobatch.probing.components"
+_RANK_COMPONENTS = "autobatch.probing.rank_components"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class TrialSetup:
         timeout_s: after which a trial counts as hung.
         load_weights: use the config's own checkpointers.
         directory: where trials keep their files, `probe/` of the run.
+        world: the processes of a distributed training; None where there is one without torchrun.
     """
 
     config: DictConfig
@@ -58,6 +61,7 @@ class TrialSetup:
     timeout_s: float
     load_weights: bool
     directory: Path
+    world: World | None = None
 
 
 def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
@@ -81,22 +85,27 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
             "device": setup.device,
             "model_type": section.get("model_type"),
         }
-    sections["metric_logger"] = {
-        "_component_": f"{_COMPONENTS}.StepCounter",
-        **measuring,
+    pace = {
         "metric": setup.metric.value,
         "min_steps": setup.min_steps,
         "max_steps": steps,
         "tolerance": PEAK_TOLERANCE,
     }
-    sections["dataset"] = {
-        "_component_": f"{_COMPONENTS}.StoredRows",
+    rows = {
         **measuring,
         "path": str(setup.rows),
         "rows": batch_size * sections["gradient_accumulation_steps"] * (steps + 1),
         "held_bytes": setup.held_bytes,
         "packed": setup.packed,
     }
+    if setup.world is None:
+        sections["metric_logger"] = {"_component_": f"{_COMPONENTS}.StepCounter", **measuring, **pace}
+        sections["dataset"] = {"_component_": f"{_COMPONENTS}.StoredRows", **rows}
+    else:
+        # Only rank 0 has a metric logger; every rank has the dataset.
+        rows["rows"] *= setup.world.data_parallel
+        sections["metric_logger"] = {"_component_": f"{_RANK_COMPONENTS}.RankLogger"}
+        sections["dataset"] = {"_component_": f"{_RANK_COMPONENTS}.RankRows", **rows, **pace}
     sections["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False}
     return OmegaConf.to_yaml(OmegaConf.create(sections))
 

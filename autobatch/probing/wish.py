@@ -18,11 +18,13 @@ class Wish:
         gradient_accumulation_steps: of the config; kept when nothing is held.
         hold: the effective batch to hold; None leaves it to batch_size.
         prefer: the largest, or the smallest that is as fast.
+        world_size: processes that have rows of their own.
     """
 
     gradient_accumulation_steps: int
     hold: Hold | None = None
     prefer: Preference = Preference.MEMORY
+    world_size: int = 1
 
     @property
     def accumulation_measured(self) -> int:
@@ -32,9 +34,9 @@ class Wish:
 
 def wish_of(request: ProbeRequest, run: RunDirectory, density: Density) -> Wish:
     """The wish behind a request; `density` as the run is probed."""
-    steps = run.gradient_accumulation_steps
+    steps, world_size = run.gradient_accumulation_steps, run.data_parallel
     if not request.hold_effective_batch:
-        return Wish(steps, None, request.prefer)
+        return Wish(steps, None, request.prefer, world_size)
     present = batch_before(run, density)
     asked: float | None = request.effective_batch
     if asked is None:
@@ -44,7 +46,8 @@ def wish_of(request: ProbeRequest, run: RunDirectory, density: Density) -> Wish:
         asked,
         request.effective_batch_in,
         examples_per_sequence=examples_per_row(density),
-        rows=density.packs_at_least,
+        rows=density.packs_of_a_rank(world_size) * world_size,
+        world_size=world_size,
         accumulates=accumulates(run),
     )
     if density.packed and not run.packed and request.effective_batch_in is Unit.SEQUENCES:
@@ -53,7 +56,7 @@ def wish_of(request: ProbeRequest, run: RunDirectory, density: Density) -> Wish:
             f"{held.sequences * density.examples_per_pack:.0f} examples (--in examples holds their number)"
         )
         held = replace(held, remarks=(*held.remarks, remark))
-    return Wish(steps, held, request.prefer)
+    return Wish(steps, held, request.prefer, world_size)
 
 
 def cap_of(request: ProbeRequest, wish: Wish, density: Density) -> Cap:
@@ -62,7 +65,8 @@ def cap_of(request: ProbeRequest, wish: Wish, density: Density) -> Cap:
     torchtune drops the last incomplete update: with fewer rows than one takes it trains zero steps and exits 0.
     """
     if wish.hold is None:
-        largest, limit = density.packs_at_least // wish.gradient_accumulation_steps, Limit.DATASET
+        rows = density.packs_of_a_rank(wish.world_size)
+        largest, limit = rows // wish.gradient_accumulation_steps, Limit.DATASET
     else:
         largest, limit = wish.hold.per_device, Limit.DATASET if wish.hold.cut_by_dataset else Limit.HOLD
     asked = request.max_batch_size
@@ -77,7 +81,7 @@ def cap_of(request: ProbeRequest, wish: Wish, density: Density) -> Cap:
 def batch_before(run: RunDirectory, density: Density) -> EffectiveBatch:
     """The effective batch of the config as it stands; `density` as the run is probed, packed or not."""
     per_row = examples_per_row(density) if run.packed else 1.0
-    return effective_batch(run.batch_size, run.gradient_accumulation_steps, per_row)
+    return effective_batch(run.batch_size, run.gradient_accumulation_steps, per_row, run.data_parallel)
 
 
 def examples_per_row(density: Density) -> float:

@@ -44,16 +44,20 @@ class TrialSpec:
 
 
 def run_recipe(spec: TrialSpec) -> None:
-    """Run the recipe's main function on the trial's config.
-
-    Ends with status 0 after the step counter's last step, else with `RECIPE_RAISED`; a recipe that returns
-    or exits before that has not given a measurement, whatever its status.
-    """
-    events = EventFile(spec.events)
-    status = RECIPE_RAISED
+    """Run the recipe's main function on the trial's config, in this process alone."""
     if spec.device == "cpu":
         touch_inherited_files(os.getppid())
     enter_run(spec.working_dir, spec.device)
+    run_to_its_end(spec, EventFile(spec.events))
+
+
+def run_to_its_end(spec: TrialSpec, events: EventFile) -> None:
+    """Run the recipe as a script; doesn't return.
+
+    Ends with status 0 after the last step of the trial, else with `RECIPE_RAISED`; a recipe that returns
+    or exits before that has not given a measurement, whatever its status.
+    """
+    status = RECIPE_RAISED
     sys.argv = [spec.recipe, "--config", spec.config]
     sys.path.append(str(Path(spec.recipe).parent))
     try:
@@ -118,8 +122,14 @@ def pack_dataset(spec: PackSpec, working_dir: str) -> None:
     build(spec)
 
 
-def enter_run(working_dir: str, device: str) -> None:
-    """Make this process look as if `tune run` had been typed in the run's directory."""
+def enter_run(working_dir: str, device: str, *, as_command: bool = True) -> None:
+    """Make this process look as if `tune run` had been typed in the run's directory.
+
+    Args:
+        working_dir: where the run's relative paths start.
+        device: ``cuda`` or ``cpu``.
+        as_command: it is the command's own process; a rank is one that torchrun starts.
+    """
     os.chdir(working_dir)
     # torchtune appends the current directory, so that a user's own components are found.
     sys.path.append(working_dir)
@@ -129,8 +139,9 @@ def enter_run(working_dir: str, device: str) -> None:
         touch_inherited_files(os.getppid())
         # The resident set is measured, and the command takes some 15 MiB of it beside the recipe. Should this
         # torchtune have none, there is nothing to add.
-        with suppress(ImportError):
-            import torchtune._cli.tune  # noqa: F401
+        if as_command:
+            with suppress(ImportError):
+                import torchtune._cli.tune  # noqa: F401
 
 
 @contextmanager

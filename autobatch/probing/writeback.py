@@ -98,7 +98,8 @@ def plan_bullets(run: str, result: ProbeResult) -> dict[str, BulletValue]:
             f"of {density.max_seq_len if density.packed else density.longest_example} tokens"
         )
     accumulation = result.gradient_accumulation_steps
-    effective = result.batch_size * accumulation
+    ranks = result.world.data_parallel if result.world is not None else 1
+    effective = result.batch_size * accumulation * ranks
     examples = f", about {effective * density.examples_per_pack:.0f} examples" if density.packed else ""
     return {
         "Dataset packing": (
@@ -110,7 +111,9 @@ def plan_bullets(run: str, result: ProbeResult) -> dict[str, BulletValue]:
         ),
         "Batch sizes": PerRun(run, f"{result.batch_size} (measured)"),
         "Gradient accumulation": PerRun(
-            run, f"{accumulation} (effective batch size: {effective} sequences{examples})"
+            run,
+            f"{accumulation} (effective batch size: {effective} sequences{examples}"
+            f"{f', over {ranks} ranks' if ranks > 1 else ''})",
         ),
     }
 

@@ -152,8 +152,9 @@ def _figures(name: str, is_there: bool, sources: _Sources) -> RunFigures:
     )
     batch_size = config.integer("batch_size")
     accumulation = config.integer("gradient_accumulation_steps") or (1 if batch_size else None)
-    computed = batch_size * accumulation if batch_size and accumulation else None
     result = sources.result
+    ranks = result.world.data_parallel if result is not None and result.world is not None else 1
+    computed = batch_size * accumulation * ranks if batch_size and accumulation else None
     done = result if result is not None and result.status is Status.DONE else None
     peak = metrics.number("peak_gpu_memory_gb")
     predicted, predicted_from = _prediction(metrics, result, batch_size, peak)

@@ -122,6 +122,15 @@ def effective_batch_lines(before: EffectiveBatch, after: EffectiveBatch) -> list
     return text_table(header, rows, numbers=(False, True, True, True, True))
 
 
+def ranks_line(result: ProbeResult) -> str:
+    """The peaks of all ranks at the answer, in a sentence; empty without ranks."""
+    trial = next((trial for trial in result.trials if trial.batch_size == result.batch_size), None)
+    if result.world is None or result.metric is None or trial is None or not trial.peaks_by_rank:
+        return ""
+    peaks = [peaks[result.metric.value] for peaks in trial.peaks_by_rank]
+    return f"peaks by rank ({result.world}): {', '.join(format_bytes(peak) for peak in peaks)}"
+
+
 def result_lines(result: ProbeResult) -> list[str]:
     """The answer, and what stands behind it."""
     lines = [result.message, *result.remarks]
@@ -135,6 +144,8 @@ def result_lines(result: ProbeResult) -> list[str]:
         lines.append(f"batch_size {sizes}: measured for {shared.run}{when}")
     if result.fit is not None:
         lines.append(fit_line(result.fit))
+    if ranks_line(result):
+        lines.append(ranks_line(result))
     if prediction_line(result):
         lines.append(prediction_line(result))
     if result.written:

@@ -21,9 +21,11 @@ from autobatch.records import ProbeRequest
 from autobatch.runs import checks
 from autobatch.runs.config import RunConfig, read_config
 from autobatch.runs.findings import Findings
+from autobatch.runs.launching import resolve_world
 from autobatch.runs.recipes import Recipe, resolve_recipe
 from autobatch.runs.request import check_held, check_request
 from autobatch.runs.slurm_script import SlurmScript, read_script
+from autobatch.world import World
 
 CONFIG_NAME = "finetune.yaml"
 SCRIPT_NAME = "finetune.slurm"
@@ -53,6 +55,7 @@ class RunDirectory:
         notes: what the user should be told.
         working_dir: in which the training job runs, and to which paths in the config are relative.
         plan_path: `runs_plan.md` of the experiment; it need not exist.
+        world: the processes of a distributed training; None where there is one without torchrun.
     """
 
     path: Path
@@ -73,6 +76,12 @@ class RunDirectory:
     notes: tuple[str, ...]
     working_dir: Path
     plan_path: Path
+    world: World | None = None
+
+    @property
+    def data_parallel(self) -> int:
+        """How many processes have rows of their own; 1 without torchrun."""
+        return self.world.data_parallel if self.world else 1
 
     def resolved(self) -> dict[str, Any]:
         """The config as new plain containers, every interpolation replaced by its value."""
@@ -238,8 +247,7 @@ def _checked(
     check_trained_config(config, script, working_dir, findings)
     if recipe is None:
         return None
-    for warning in recipe.warnings:
-        findings.note(warning)
+    findings.notes += recipe.warnings
     length = config.get("tokenizer.max_seq_len")
     return RunDirectory(
         path=path,
@@ -257,6 +265,7 @@ def _checked(
         device=device,
         device_index=device_index,
         dtype=dtype,
+        world=resolve_world(request, script, recipe, config, device, findings),
         notes=tuple(findings.notes),
         working_dir=working_dir,
         plan_path=path.parent / PLAN_NAME,

@@ -9,32 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autobatch.runs.data_files import data_files, tokenizer_files
 
-#: Top-level keys that can't change the memory of a step. batch_size is what a probe searches; metric_logger
-#: and profiler are replaced in a trial; lr_scheduler holds numbers, not tensors; the names of directories
-#: and labels act only through `${...}`, and where they do the value stands in the resolved section.
-_IRRELEVANT = frozenset(
-    {
+#: Keys that can't change the memory of a step, by section; tests.benchmarks.fingerprint_keys measures them, and
+#: autobatch/README.md lists them for users. Of the top-level ones, batch_size is what a probe searches;
+#: metric_logger and profiler are replaced in a trial; lr_scheduler holds numbers, not tensors; the names of
+#: directories and labels act only through `${...}`, and where they do the value stands in the resolved section.
+IRRELEVANT: Mapping[str, frozenset[str]] = {
+    "top level": frozenset({
         "batch_size", "data_dir", "dataset_label", "epochs", "experiment_name", "input_dir", "log_dir",
         "log_every_n_steps", "log_level", "log_peak_memory_stats", "lr_scheduler", "max_steps_per_epoch",
         "metric_logger", "model_dir", "output_dir", "profiler", "resume_from_checkpoint", "run_name", "seed",
         "shuffle",
-    }
-)  # fmt: skip
+    }),
+    "checkpointer": frozenset(
+        {"adapter_checkpoint", "checkpoint_dir", "checkpoint_files", "output_dir", "recipe_checkpoint"}
+    ),
+    "model": frozenset({"lora_alpha"}),
+    "optimizer": frozenset({"betas", "eps", "lr"}),
+    # Only of a packed dataset, whose rows always have max_seq_len tokens.
+    "dataset": frozenset({"data_dir", "data_files", "name", "source", "split", "subset"}),
+}  # fmt: skip
+
+#: Top-level keys that begin so are irrelevant, too.
 _IRRELEVANT_PREFIX = "save_"
-_IRRELEVANT_OF_CHECKPOINTERS = frozenset(
-    {"adapter_checkpoint", "checkpoint_dir", "checkpoint_files", "output_dir", "recipe_checkpoint"}
-)
-_IRRELEVANT_OF_MODEL = frozenset({"lora_alpha"})
-_IRRELEVANT_OF_OPTIMIZER = frozenset({"betas", "eps", "lr"})
-#: Only of a packed dataset, whose rows always have max_seq_len tokens.
-_IRRELEVANT_OF_DATASET = frozenset({"data_dir", "data_files", "name", "source", "split", "subset"})
 
 
 def fingerprint(config: Mapping[str, Any], extras: Mapping[str, str]) -> str:
@@ -91,8 +93,8 @@ def data_signature(config: Mapping[str, Any], working_dir: Path) -> str:
     for named in (*data_files(config, working_dir), *tokenizer_files(config, working_dir)):
         for file in named.files():
             status = file.stat()
-            # Resolved: `../data/train.json` of two runs is one file.
-            files[os.path.realpath(file)] = [status.st_size, status.st_mtime_ns]
+            # Two runs may name one file by paths of their own, such as run1/../data and run2/../data.
+            files[str(file.resolve())] = [status.st_size, status.st_mtime_ns]
     sections = {"dataset": config.get("dataset"), "tokenizer": config.get("tokenizer")}
     return _hash({**sections, "files": files})
 
@@ -108,17 +110,17 @@ def data_bytes(config: Mapping[str, Any], working_dir: Path) -> int:
 
 
 def _is_irrelevant(top_level_key: str) -> bool:
-    return top_level_key in _IRRELEVANT or top_level_key.startswith(_IRRELEVANT_PREFIX)
+    return top_level_key in IRRELEVANT["top level"] or top_level_key.startswith(_IRRELEVANT_PREFIX)
 
 
 def _irrelevant_of(section: str, value: Any) -> frozenset[str]:
     if section.endswith("checkpointer"):
-        return _IRRELEVANT_OF_CHECKPOINTERS
+        return IRRELEVANT["checkpointer"]
     if section == "dataset":
         entries = value if isinstance(value, list) else [value]
         packed = all(isinstance(entry, Mapping) and entry.get("packed") is True for entry in entries)
-        return _IRRELEVANT_OF_DATASET if packed else frozenset()
-    return {"model": _IRRELEVANT_OF_MODEL, "optimizer": _IRRELEVANT_OF_OPTIMIZER}.get(section, frozenset())
+        return IRRELEVANT["dataset"] if packed else frozenset()
+    return IRRELEVANT[section] if section in ("model", "optimizer") else frozenset()
 
 
 def _without(value: Any, keys: frozenset[str]) -> Any:

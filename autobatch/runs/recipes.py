@@ -36,6 +36,7 @@ class Recipe:
         note: the name and where it came from, in words.
         supports_distributed: whether torchtune runs it on several devices.
         warnings: what the user should be told about the choice.
+        is_registered: it is torchtune's own, not a file of the user's.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Recipe:
     note: str
     supports_distributed: bool
     warnings: tuple[str, ...] = ()
+    is_registered: bool = False
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether torchrun starts it, by torchtune's word or its own name."""
+        return self.supports_distributed or self.name.endswith("_distributed")
 
     @property
     def identity(self) -> str:
@@ -75,7 +82,7 @@ def resolve_recipe(
         RunProblems: no such recipe, or one that autobatch can't measure.
     """
     recipe = find_recipe(given, script, config, run_dir, working_dir=working_dir, cwd=cwd)
-    check_measurable(recipe, script, run_dir)
+    _check_measurable(recipe, script, run_dir)
     return recipe
 
 
@@ -104,22 +111,27 @@ def find_recipe(
     return _inferred(config, str(run_dir / "finetune.yaml"), registry, script)
 
 
-def check_measurable(recipe: Recipe, script: SlurmScript | None, run_dir: Path) -> None:
+def _check_measurable(recipe: Recipe, script: SlurmScript | None, run_dir: Path) -> None:
     """Raises `RunProblems` when `recipe` isn't one that autobatch can measure."""
     registry = registered_recipes()
     where = "--recipe" if recipe.source == "option" else str(run_dir / "finetune.yaml")
     tune_run = script.tune_run if script else None
     if recipe.source == "finetune.slurm" and script and tune_run:
         where = script.where(tune_run.line)
-        if tune_run.processes != 1 and not recipe.name.endswith("_distributed"):
-            raise _problem(
-                f"`tune run {' '.join(tune_run.distributed_args)}` starts "
-                f"{tune_run.processes or 'an unknown number of'} processes; autobatch probes one device so far",
-                where,
-                "name a recipe for one device: --recipe "
-                + (tune_run.recipe if tune_run.recipe in registry else "lora_finetune_single_device"),
-            )
     _refuse_unmeasurable(recipe, where, registry)
+
+
+def refuse_distributed(recipe: Recipe, where: str, what: str) -> None:
+    """Raises `RunProblems` when `recipe` trains on several devices, which `what` isn't made for yet."""
+    if recipe.is_distributed:
+        single = recipe.name.replace("_distributed", "_single_device")
+        raise _problem(
+            f"{recipe.name} trains on several devices; {what} is for one device so far",
+            where,
+            f"--recipe {single} reads the same config and needs one device that holds the whole model"
+            if single in registered_recipes()
+            else "torchtune has no recipe for one device that reads this config",
+        )
 
 
 def infer_name(config: Mapping[str, Any]) -> str:
@@ -155,7 +167,8 @@ def _from_option(
     given: str, registry: dict[str, RegisteredRecipe], bases: tuple[Path, ...], tune_run: TuneRun | None
 ) -> Recipe:
     warnings = []
-    if tune_run and tune_run.processes != 1:
+    single = given in registry and not registry[given].supports_distributed
+    if single and tune_run and tune_run.processes != 1:
         warnings.append(
             "finetune.slurm trains with several processes; the probe measures one device that holds the "
             "whole model"
@@ -180,8 +193,7 @@ def _from_tune_run(
     if name in registry:
         recipe = _registered(registry[name], "finetune.slurm", note)
     else:
-        file = _recipe_file(name, working_dir)
-        if file is None:
+        if (file := _recipe_file(name, working_dir)) is None:
             raise _unknown(name, where, registry)
         warning = (
             f"{where}: torchtune 0.6 turns the path {name} into a module name and fails; "
@@ -246,7 +258,7 @@ def _registered(
     note: str,
     *warnings: str,
 ) -> Recipe:
-    return Recipe(entry.name, entry.path, source, note, entry.supports_distributed, warnings)
+    return Recipe(entry.name, entry.path, source, note, entry.supports_distributed, warnings, True)
 
 
 def _refuse_unmeasurable(recipe: Recipe, where: str, registry: dict[str, RegisteredRecipe]) -> None:
@@ -264,24 +276,13 @@ def _refuse_unmeasurable(recipe: Recipe, where: str, registry: dict[str, Registe
             where,
             f"autobatch measures {measurable}, and recipes of your own that train on a dataset",
         )
-    if recipe.supports_distributed or name.endswith("_distributed"):
-        single = recipe.name.replace("_distributed", "_single_device")
-        remedy = (
-            f"--recipe {single} reads the same config and measures one device that holds the whole model"
-            if single in registry
-            else "torchtune has no recipe for one device that reads this config; choose batch_size by hand"
-        )
-        raise _problem(
-            f"{recipe.name} trains on several devices; autobatch probes one device so far", where, remedy
-        )
 
 
 def _measurable(registry: dict[str, RegisteredRecipe]) -> list[str]:
     return [
         entry.name
         for entry in registry.values()
-        if not entry.supports_distributed
-        and not entry.name.rpartition("/")[2].startswith((*NOT_TRAINING, *ROLLOUTS))
+        if not entry.name.rpartition("/")[2].startswith((*NOT_TRAINING, *ROLLOUTS))
     ]
 
 

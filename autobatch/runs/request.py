@@ -20,6 +20,8 @@ def check_request(request: ProbeRequest) -> None:
         ("--hold-effective-batch", request.effective_batch, 1),
         # Adam's state appears at the first step, so that the second is the first whose peak counts.
         ("--steps", request.min_steps, 2),
+        ("--nproc-per-node", request.processes_per_node, 1),
+        ("--nodes", request.nodes, 1),
     ]
     wrong += [
         f"{name} {value:g} is less than {least:g}"

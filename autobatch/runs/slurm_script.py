@@ -42,15 +42,21 @@ class TuneRun:
     unknown: tuple[str, ...] = ()
 
     @property
+    def processes_per_node(self) -> int | None:
+        """How many processes torchrun starts on a node; None when that can't be known (``gpu``, a variable)."""
+        return _count(_option_value(self.distributed_args, "--nproc-per-node"))
+
+    @property
+    def nodes(self) -> int | None:
+        """On how many nodes; None when that can't be known (``1:4``, a variable)."""
+        return _count(_option_value(self.distributed_args, "--nnodes"))
+
+    @property
     def processes(self) -> int | None:
-        """How many processes torchrun starts; None when that can't be known (``gpu``, a variable)."""
-        count = 1
-        for name in ("--nproc-per-node", "--nnodes"):
-            value = _option_value(self.distributed_args, name)
-            if not re.fullmatch(r"[0-9]{1,9}", value):
-                return None
-            count *= int(value)
-        return count
+        """How many processes that makes in all."""
+        if self.nodes is None or self.processes_per_node is None:
+            return None
+        return self.nodes * self.processes_per_node
 
 
 @dataclass(frozen=True)
@@ -235,6 +241,10 @@ def _parse_tune_run(words: tuple[Word, ...]) -> TuneRun | None:
         else:
             (unknown if word.unknown else overrides).append(word.text)
     return TuneRun(recipe, config, tuple(overrides), tuple(distributed), line, tuple(unknown))
+
+
+def _count(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def _dashed(option: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from autobatch.edits.yaml_format import Value
 from autobatch.errors import Problem, RunProblems
 from autobatch.runs.checks import refuses_packs, why_it_cannot_pack
-from autobatch.runs.recipes import Recipe, resolve_recipe
+from autobatch.runs.recipes import Recipe, refuse_distributed, resolve_recipe
 from autobatch.scaffold.comments import explain
 from autobatch.scaffold.dataset import find_data, missing_columns, set_data
 from autobatch.scaffold.draft import Draft, Key
@@ -97,7 +97,11 @@ def _recipe(draft: Draft, source: Source, request: InitRequest, run_dir: Path, c
     given = request.recipe or source.recipe
     values = draft.config.values
     try:
-        return resolve_recipe(given, None, values, run_dir, cwd=cwd if request.recipe else source.path.parent)
+        recipe = resolve_recipe(
+            given, None, values, run_dir, cwd=cwd if request.recipe else source.path.parent
+        )
+        refuse_distributed(recipe, "--recipe" if request.recipe else str(source.path), "autobatch init")
+        return recipe
     except RunProblems as error:
         if request.recipe:
             raise

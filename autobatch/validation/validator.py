@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autobatch.errors import RunProblems, UsageError
-from autobatch.records import PackingMode
+from autobatch.errors import UsageError
+from autobatch.records import PackingMode, ProbeRequest
 from autobatch.runs import checks
 from autobatch.runs.directory import PLAN_NAME, check_trained_config
 from autobatch.runs.experiment import find_runs
 from autobatch.runs.findings import Findings
-from autobatch.runs.recipes import check_measurable
+from autobatch.runs.launching import resolve_world
 from autobatch.validation import training_checks
 from autobatch.validation.build import Answer, Builder, Section, sections_of
 from autobatch.validation.data_checks import check_local_data
@@ -179,11 +179,21 @@ def _check_as_the_probe_does(subject: Subject, c: Collector) -> None:
         else:
             c.take(check, its, where)
     if subject.run_dir is not None and subject.recipe is not None:
-        try:
-            check_measurable(subject.recipe, subject.script, subject.run_dir)
-        except RunProblems as error:
-            for problem in error.problems:
-                c.info("not-probed", problem.what, problem.where, problem.remedy)
+        _check_processes(subject, device, c)
+
+
+def _check_processes(subject: Subject, device: str, c: Collector) -> None:
+    """With how many processes it trains: what contradicts itself is refused by torchtune, or dies in the job."""
+    tune_run = subject.script.tune_run if subject.script else None
+    if tune_run is None or subject.recipe is None:
+        return
+    # `--nproc_per_node gpu` is the job's to say, and nothing is wrong with that.
+    assumed = 1 if tune_run.processes_per_node is None else None
+    request = ProbeRequest(str(subject.run_dir), processes_per_node=assumed)
+    found = Findings()
+    resolve_world(request, subject.script, subject.recipe, subject.config, device, found)
+    for problem in found.problems:
+        c.error("processes", problem.what, problem.where, problem.remedy)
 
 
 def _reads_data_elsewhere(subject: Subject) -> bool:

@@ -162,10 +162,14 @@ def slurmdbd_conf(layout: Layout, ports: Ports) -> str:
 
 
 def epilog(layout: Layout) -> str:
-    """Run by slurmd after each job: kills what left the job's process group, as a cgroup would."""
+    """Run by slurmd after each job: kills what left the job's process group, as a cgroup would.
+
+    On its own node alone: the other nodes of the job are on this machine too, and so are their epilogs.
+    """
     return f"""#!/bin/sh
 pids=$(grep -lzx "SLURM_JOB_ID=$SLURM_JOB_ID" /proc/[0-9]*/environ 2>/dev/null |
-    xargs -r grep -lzx "SLURM_CLUSTER_NAME={layout.cluster_name}" 2>/dev/null)
+    xargs -r grep -lzx "SLURM_CLUSTER_NAME={layout.cluster_name}" 2>/dev/null |
+    xargs -r grep -lzx "SLURMD_NODENAME=$SLURMD_NODENAME" 2>/dev/null)
 for environ in $pids; do
     pid=${{environ#/proc/}}
     pid=${{pid%/environ}}

@@ -275,7 +275,7 @@ def test_after_another_job_and_in_a_directory_with_spaces(
     cluster_with_accounting: Slurm, make_run: MakeRun, capacity: int, tmp_path: Path
 ) -> None:
     run = make_run("misbehaving.py", misbehaviour="none").rename(tmp_path / "experiment" / "a run's name")
-    first = cluster_with_accounting.wrap(tmp_path, "sleep 3")
+    first = cluster_with_accounting.wrap(tmp_path, "sleep 15")
 
     probe = submit(cluster_with_accounting, run, capacity, "--after", first)
     queued = probe.status()
