@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,8 @@ def run_plain(
     device: str,
     environment: Mapping[str, str],
     timeout_s: float = 900.0,
+    overrides: Sequence[str] = (),
+    logged_steps: int | None = None,
 ) -> PlainRun:
     """Train for `steps` optimizer steps and read the peak.
 
@@ -74,6 +76,8 @@ def run_plain(
         device: ``cpu`` or ``cuda``.
         environment: what the training job's script exports.
         timeout_s: seconds after which it is killed.
+        overrides: further ones for `tune run`, which win over those named here.
+        logged_steps: that it logs in its own place with these overrides; None expects each of `steps`.
 
     Raises:
         PlainRunFailed: it failed for another reason than memory, or trained fewer steps.
@@ -85,8 +89,9 @@ def run_plain(
     command = [
         *tune, "run", recipe, "--config", "finetune.yaml",
         f"batch_size={batch_size}", f"max_steps_per_epoch={steps}", "epochs=1", f"output_dir={output_dir}",
-        "log_every_n_steps=1", "log_peak_memory_stats=True",
+        "log_every_n_steps=1", "log_peak_memory_stats=True", *overrides,
     ]  # fmt: skip
+    expected = steps if logged_steps is None else logged_steps
     on_cpu = {**MALLOC_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     began = time.monotonic()
     with output.open("wb") as log:
@@ -97,7 +102,7 @@ def run_plain(
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        trained, status, peak = _wait(process, logs, steps, began + timeout_s)
+        trained, status, peak = _wait(process, logs, expected, began + timeout_s)
     seconds = time.monotonic() - began
     said = output.read_text(encoding="utf-8", errors="replace")
     logged = parse_step_log(_step_log(logs))
@@ -106,9 +111,9 @@ def run_plain(
             return PlainRun(batch_size, len(logged), {}, None, seconds, out_of_memory=True)
         tail = "\n".join(said.splitlines()[-15:])
         raise PlainRunFailed(f"{' '.join(command[1:])} ended with status {status}:\n{tail}")
-    if len(logged) != steps:
+    if len(logged) != expected:
         raise PlainRunFailed(
-            f"batch_size {batch_size}: {len(logged)} optimizer steps were trained instead of {steps}: "
+            f"batch_size {batch_size}: {len(logged)} optimizer steps were logged instead of {expected}: "
             "the dataset has too few packs"
         )
     peaks = {"resident": peak} if device == "cpu" else logged_peaks(logged)
@@ -148,7 +153,7 @@ def _wait(
     """(peak after the last step, exit status, peak of the whole run), from the kernel."""
     trained = None
     while True:
-        if trained is None and len(parse_step_log(_step_log(logs))) >= steps:
+        if steps and trained is None and len(parse_step_log(_step_log(logs))) >= steps:
             trained = _peak_so_far(process.pid)
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
