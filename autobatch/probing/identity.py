@@ -42,21 +42,21 @@ def run_fingerprint(
     """
     environ = os.environ if environ is None else environ
     packed = is_packed(run, request)
+    config = run.resolved()
+    if isinstance(config["dataset"], dict):
+        config["dataset"]["packed"] = packed
     extras = {
         "recipe": run.recipe.identity,
         "device": run.device if device is None else f"{device.kind} {device.name}",
         "load_weights": str(request.load_weights),
         "packed": str(packed),
         # The longest examples decide how large an unpacked batch is.
-        "data": "" if packed else data_signature(run.resolved(), run.working_dir),
+        "data": "" if packed else data_signature(config, run.working_dir),
         **{name: environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
         **installed_versions(),
     }
     if run.world is not None:
         extras["world"] = f"{run.world.nodes} x {run.world.processes_per_node}"
-    config = run.resolved()
-    if isinstance(config["dataset"], dict):
-        config["dataset"]["packed"] = packed
     return fingerprint(config, extras)
 
 
