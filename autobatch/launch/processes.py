@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 #: What is in the command line of such a job: of submitit's controller, and of `--cluster inline`.
@@ -19,21 +17,6 @@ _AGAIN_S = 0.5
 #: `python -m` looks for modules in the current directory first, `tune run` there last: a `random.py` or
 #: `datasets.py` of the user's must not break the probe of a run that it doesn't break (Python 3.11 and newer).
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-
-
-@contextmanager
-def safe_path() -> Iterator[None]:
-    """Start what inherits this process's environment with `SAFE_PATH`."""
-    before = {name: os.environ.get(name) for name in SAFE_PATH}
-    os.environ.update(SAFE_PATH)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def is_job(pid: int) -> bool:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from autobatch.errors import UsageError
-from autobatch.launch.processes import safe_path
+from autobatch.launch.processes import SAFE_PATH
 from autobatch.launch.resources import Resources
 from autobatch.probing.events import EVENTS
+from autobatch.probing.exported import exported
 from autobatch.records import ProbeRequest, to_json
 from autobatch.runs.directory import RunDirectory
 from autobatch.runs.slurm_client import ask
@@ -77,7 +78,7 @@ class SlurmJob(SlurmTask):
         executor = executor_for(_folder(run), run.name, resources, after)
         executor.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with safe_path():
+            with exported(SAFE_PATH):
                 job = executor.submit(ProbeJob(to_json(request), attempt))
         except Exception as error:
             # submitit raises its own kinds for what sbatch says; all of it is for the user to read.
@@ -102,7 +103,7 @@ def submit_array(
     attempts = [uuid.uuid4().hex for _ in tasks]
     jobs = []
     try:
-        with safe_path(), executor.batch():
+        with exported(SAFE_PATH), executor.batch():
             for (requests, others), attempt in zip(tasks, attempts, strict=True):
                 jobs.append(executor.submit(GroupJob(requests, others, attempt)))
     except Exception as error:

@@ -20,10 +20,11 @@ from typing import Any, Protocol
 from autobatch.edits.together import refuse_unwritable
 from autobatch.errors import UsageError
 from autobatch.launch.note import JOB_NOTE, JobNote, read_note, write_note
-from autobatch.launch.processes import SAFE_PATH, end_job, is_job, safe_path
+from autobatch.launch.processes import SAFE_PATH, end_job, is_job
 from autobatch.launch.resources import Resources, resolve_resources
 from autobatch.launch.slurm import ALIVE, SlurmJob, job_state
 from autobatch.probing.events import EVENTS, Ended, Event, EventReader, Failed
+from autobatch.probing.exported import exported
 from autobatch.probing.lock import is_held, second_one
 from autobatch.records import ProbeRequest, to_json
 from autobatch.runs.directory import RunDirectory
@@ -268,7 +269,7 @@ class LocalJob:
         # Ctrl-C is for this process, which ends the job: submitit's controller would say so in a traceback.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            with safe_path():
+            with exported(SAFE_PATH):
                 self._job = executor.submit(function, *arguments, self.attempt, environment)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

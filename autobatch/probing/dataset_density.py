@@ -6,15 +6,14 @@ dataset takes, and so needs a process of its own kind. What a probe counted is t
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from autobatch.errors import JobError
 from autobatch.probing.density_store import COUNTS, DensityStore, kept_density, place_of_count
 from autobatch.probing.events import Event, Said
+from autobatch.probing.exported import exported
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.lock import only_one
 from autobatch.records import Density
@@ -70,7 +69,7 @@ class DensityMeter:
         run = read_dataset(run_dir)
         for note in run.notes:
             tell(Said(note))
-        with _environment(run.exports), only_one(run.path / "probe" / COUNTS, "count"):
+        with exported(run.exports), only_one(run.path / "probe" / COUNTS, "count"):
             density, kept, error = self._count(run, run.packed, sample, tell)
             if density is None:
                 raise JobError(f"{run.path}: the dataset can't be read: {error}")
@@ -104,18 +103,3 @@ class DensityMeter:
             # Ctrl-C reaches it too, and ends it with a traceback while it imports.
             server.start(log)
         return server
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """These variables set, for the processes that start meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
