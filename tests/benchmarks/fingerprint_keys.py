@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = {**machine_facts(), "date": datetime.now(timezone.utc).date().isoformat()}
     known, failures = _on_file(options.json, facts) if options.json else ({}, {})
     measured = []
-    chosen = [change for change in CHANGES if options.only is None or options.only in change.name]
+    chosen = [change for change in CHANGES if any(text in change.name for text in options.only)]
     with tempfile.TemporaryDirectory(prefix="fingerprint-keys-") as scratch:
         directory = Path(scratch)
         prepare(directory)
@@ -332,7 +332,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--on-file", action="store_true", help="measure nothing that the file of --json lacks"
     )
-    parser.add_argument("--only", metavar="TEXT", help="only changes whose name holds this text")
+    parser.add_argument(
+        "--only", metavar="TEXT", nargs="+", default=[""], help="only changes whose name holds one of these"
+    )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures there, after each change"
     )
