@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from autobatch.probing.events import Event
     from autobatch.runs.directory import RunDirectory
 
-_HEADER = ("run", "group", "batch_size", "peak", "of capacity", "density", "job", "trials")
+_HEADER = (
+    "run",
+    "group",
+    "batch_size",
+    "sequences an update",
+    "peak",
+    "of capacity",
+    "density",
+    "job",
+    "trials",
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ def run_many(arguments: argparse.Namespace) -> int:
 
     members = read_members(runs, request, prepare)
     groups = group(members)
-    for line in (*notes, f"{len(members)} runs in {len(groups)} groups"):
+    for line in (*notes, f"{len(members)} runs in {len(groups)} group{'s' if len(groups) > 1 else ''}"):
         print(line, file=sys.stderr)
     if arguments.dry_run:
         plan = plan_of(groups, cluster, arguments)
@@ -229,7 +239,7 @@ def _row(name: str, outcome: RunOutcome) -> tuple[str, ...]:
     result = outcome.result
     known = (name, str(outcome.group))
     if result is None:
-        return (*known, "-", "-", "-", "-", outcome.job_id, "ended without a result")
+        return (*known, "-", "-", "-", "-", "-", outcome.job_id, "ended without a result")
     peak = share = density = "-"
     if result.peak_bytes is not None and result.capacity_bytes:
         peak = format_bytes(result.peak_bytes)
@@ -237,7 +247,18 @@ def _row(name: str, outcome: RunOutcome) -> tuple[str, ...]:
     if result.density is not None and result.density.packed:
         density = f"{result.density.examples_per_pack:.2f}"
     size = "-" if result.batch_size is None else str(result.batch_size)
-    return (*known, size, peak, share, density, outcome.job_id, _trials(result))
+    return (*known, size, _update(result), peak, share, density, outcome.job_id, _trials(result))
+
+
+def _update(result: ProbeResult) -> str:
+    """``8 x 4 = 32``: batch_size, gradient_accumulation_steps and, where there are several, the ranks."""
+    after = result.after
+    if after is None:
+        return "-"
+    factors = [after.batch_size, after.gradient_accumulation_steps, after.world_size]
+    if after.world_size == 1:
+        factors.pop()
+    return f"{' x '.join(map(str, factors))} = {after.sequences}"
 
 
 def _trials(result: ProbeResult) -> str:
