@@ -7,7 +7,6 @@ the experiment of its first run.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autobatch.launch.groups import Group, arrays
-from autobatch.launch.note import JobNote, write_note
+from autobatch.launch.note import note_of, write_note
 from autobatch.launch.slurm import executor_for, submit_array
 from autobatch.launch.submission import Cluster, LocalJob, PlainProcess
 from autobatch.probing.events import EVENTS, Ended, Event, EventReader, Failed
@@ -189,15 +188,7 @@ def _requests(group: Group) -> list[dict[str, Any]]:
 def _note(submission: GroupSubmission, cluster: Cluster) -> None:
     """Which job probes a run, into each run's `probe/job.json`."""
     job, run_dirs = submission.job, submission.group.run_dirs
-    note = JobNote(
-        cluster=cluster.value,
-        job_id=job.job_id,
-        attempt=job.attempt,
-        log=str(job.log),
-        submitted=time.time(),
-        host=socket.gethostname(),
-        members=run_dirs if len(run_dirs) > 1 else (),
-    )
+    note = note_of(cluster.value, job, run_dirs if len(run_dirs) > 1 else ())
     for run_dir in run_dirs:
         directory = Path(run_dir) / "probe"
         directory.mkdir(parents=True, exist_ok=True)

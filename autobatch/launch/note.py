@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from autobatch.edits.files import replace_file
 from autobatch.records import from_json, to_json
@@ -41,6 +44,17 @@ class JobNote:
     def is_slurm(self) -> bool:
         """Whether Slurm knows of it."""
         return self.cluster == "slurm"
+
+
+class _Job(Protocol):
+    job_id: str
+    attempt: str
+    log: Path
+
+
+def note_of(cluster: str, job: _Job, members: tuple[str, ...] = ()) -> JobNote:
+    """The note of a job that was started here, now."""
+    return JobNote(cluster, job.job_id, job.attempt, str(job.log), time.time(), socket.gethostname(), members)
 
 
 def write_note(directory: Path, note: JobNote) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from autobatch.edits.together import refuse_unwritable
 from autobatch.errors import UsageError
-from autobatch.launch.note import JOB_NOTE, JobNote, read_note, write_note
+from autobatch.launch.note import JOB_NOTE, JobNote, note_of, read_note, write_note
 from autobatch.launch.processes import SAFE_PATH, end_job, is_job
 from autobatch.launch.resources import Resources, resolve_resources
 from autobatch.launch.slurm import ALIVE, SlurmJob, job_state
@@ -128,16 +128,8 @@ def submit(
             resources or resources_for(run, {}, Profile()),
             after,
         )
-    note = JobNote(
-        cluster=cluster.value,
-        job_id=submission.job_id,
-        attempt=submission.attempt,
-        log=str(submission.log),
-        submitted=time.time(),
-        host=socket.gethostname(),
-    )
     try:
-        write_note(directory, note)
+        write_note(directory, note_of(cluster.value, submission))
     except BaseException:
         # Nobody would know of it.
         submission.cancel()

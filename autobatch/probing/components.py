@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class StepCounter:
             began=self._step_began,
             ended=ended,
         )
-        if len(self._peaks) >= self._min_steps and self._at_rest():
+        if len(self._peaks) >= self._min_steps and is_at_rest(self._peaks, self._tolerance):
             self._events.append("finished")
             raise TrialFinished
         if len(self._peaks) >= self._max_steps:
@@ -127,9 +127,10 @@ class StepCounter:
     def close(self) -> None:
         """Part of torchtune's metric logger interface."""
 
-    def _at_rest(self) -> bool:
-        last, previous = self._peaks[-1], self._peaks[-2]
-        return last - previous <= self._tolerance * last
+
+def is_at_rest(peaks: Sequence[int], tolerance: float) -> bool:
+    """Whether the last of two or more peaks is within this fraction of the one before."""
+    return peaks[-1] - peaks[-2] <= tolerance * peaks[-1]
 
 
 def refuse_nothing(reading: Reading, metric: str) -> None:

@@ -20,7 +20,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from autobatch.probing.components import EventFile, StoredRows, TrialFinished, in_worker, refuse_nothing
+from autobatch.probing.components import (
+    EventFile,
+    StoredRows,
+    TrialFinished,
+    in_worker,
+    is_at_rest,
+    refuse_nothing,
+)
 from autobatch.probing.meter import meter_for
 
 #: A rank that waits for another one longer has long been ended by the trial's own time limit.
@@ -136,16 +143,12 @@ class RankRows(StoredRows):
         )
         steps = len(self._peaks)
         if steps >= self._min_steps:
-            if self._others.all_at_rest(steps, self._at_rest()):
+            if self._others.all_at_rest(steps, is_at_rest(self._peaks, self._tolerance)):
                 self._leave("finished")
             if steps >= self._max_steps:
                 self._leave("unstable")
         # Here, so that reading the meter and waiting for the others are in no step's time.
         self._step_began = time.monotonic()
-
-    def _at_rest(self) -> bool:
-        last, previous = self._peaks[-1], self._peaks[-2]
-        return last - previous <= self._tolerance * last
 
     def _leave(self, how: str) -> None:
         import torch
