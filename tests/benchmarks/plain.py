@@ -163,8 +163,8 @@ def _wait(
             process.kill()
         time.sleep(_POLL_S)
     peak = usage.ru_maxrss * 1024
-    # A process starts with the high-water mark of the memory that it was started from (execve in fs/exec.c): of ours,
-    # which our own ru_maxrss isn't, since that is at least the mark of whoever started us.
+    # A process starts with the high-water mark of the memory that it was started from (execve in fs/exec.c):
+    # of ours, which our own ru_maxrss isn't, since that is at least the mark of whoever started us.
     ours = _peak_so_far(os.getpid()) or 0
     if process.returncode == 0 and peak <= ours:
         raise PlainRunFailed(f"the peak of {peak} bytes may be that of the benchmark's own process ({ours})")
