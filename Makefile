@@ -7,12 +7,14 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 READY := $(VENV)/.ready
 
-.PHONY: help demo slurm-demo test lint bench clean
+.PHONY: help demo slurm-demo test coverage mutation lint bench clean
 
 help:
 	@echo "make demo   lay out a small run in demo-run/ and probe it: no GPU, no Slurm, no download"
 	@echo "make slurm-demo  the same on a one-node Slurm cluster (root): probe, and training that waits for it"
 	@echo "make test   run every test"
+	@echo "make coverage  the same, and which lines and branches of autobatch/ no test reaches"
+	@echo "make mutation  the search and the edits with a mistake in them, one at a time: which do the tests miss?"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make bench  probe against plain tune run at every batch size (exactness; takes a while)"
 	@echo "make clean  remove .venv, demo-run/ and caches"
@@ -35,6 +37,17 @@ slurm-demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+coverage: $(READY)
+	rm -f .coverage .coverage.*
+	-$(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --fail-under 95
+
+mutation: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[mutation]'
+	$(BIN)/mutmut run --max-children $(WORKERS)
+	$(BIN)/mutmut results
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,4 +57,4 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.exactness
 
 clean:
-	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) demo-run mutants .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
