@@ -32,6 +32,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session", autouse=True)
 def _fork_server() -> None:
     """Starts it as a probe does: a process has one, and it keeps the environment that it began with."""
+    if "MUTANT_UNDER_TEST" in os.environ:
+        # Each mutant runs in a fork of the process that ran the tests before: a server isn't the fork's child.
+        return
     before = dict(os.environ)
     ForkServer(MALLOC_ENVIRONMENT, "cpu").start()
     _restore(before)
