@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.probing.search import Answer, Cap, fit_line, next_step
-from autobatch.records import Limit, Trial, Verdict
+from autobatch.probing.search import Answer, Cap, Try, fit_line, next_step
+from autobatch.records import Fit, Limit, Trial, Verdict
 
 CAPACITY = 1_000_000_000
 TARGET = 700_000_000
@@ -105,6 +105,34 @@ def test_tries_exactly_these_sizes(curve: Curve, before: float | None, sizes: li
     assert outcome.sizes == sizes
     assert outcome.limit is Limit.MEMORY
     assert outcome.answer == max(b for b in range(1, 300) if curve(b) <= TARGET)
+
+
+@pytest.mark.parametrize(
+    ("peaks", "cap", "size"),
+    [
+        pytest.param({8: 600, 10: 650, 30: 900}, 4096, 14, id="the line to the nearest peak over the target"),
+        pytest.param({40: 1000, 20: 760, 10: 680}, 4096, 12, id="of two over it, to the nearer size"),
+        pytest.param({20: 900, 10: 800, 2: 400, 1: 350}, 4096, 8, id="from the peak nearest the target"),
+        pytest.param({1: 300, 20: 690, 60: 712}, 4096, 21, id="from it, though the next lies within noise"),
+        pytest.param({1: 680, 2: 689, 8: 690}, 4096, 15, id="all within noise: the two furthest apart"),
+        pytest.param({1: 680, 10: 695, 30: 712}, 4096, 15, id="the furthest, on whichever side"),
+        pytest.param({1: 595, 2: 600, 32: 900}, 4096, 12, id="no limit to growth below a size that failed"),
+        pytest.param({1: 110, 3: 130, 5: 150}, 4096, 60, id="three on a line are trusted beyond four times"),
+        pytest.param({1: 110, 3: 130, 5: 152}, 4096, 57, id="three nearly on one, too"),
+        pytest.param({1: 110, 3: 130, 5: 160}, 4096, 20, id="three off it are not"),
+        pytest.param({1: 300, 40: 500, 100: 800, 80: 560}, 100, 90, id="off its line, below the cap: bisect"),
+        pytest.param({1: 300, 40: 500, 200: 2000, 100: 2000}, 4096, 70, id="out of memory on it: bisect"),
+        pytest.param({10: 300}, 4096, 20, id="one peak, memory before it unknown: twice the size"),
+    ],
+)
+def test_the_next_size(peaks: dict[int, float], cap: int, size: int) -> None:
+    trials = [_measure(lambda b: peaks[b] * MB, b, None, None) for b in peaks]
+
+    assert next_step(trials, target_bytes=TARGET, cap=Cap(cap, Limit.DATASET)) == Try(size)
+
+
+def test_a_first_batch_that_takes_nothing_says_nothing_of_larger_ones() -> None:
+    assert search(lambda b: 300 * MB if b < 5 else 800 * MB, before=300 * MB).sizes[:2] == [1, 2]
 
 
 def test_nothing_fits() -> None:
@@ -224,3 +252,26 @@ def test_the_fitted_line() -> None:
     assert fit.per_sequence_bytes == pytest.approx(10)
     assert fit.max_residual_fraction == pytest.approx(0, abs=1e-9)
     assert fit_line(trials[:1]) is None
+    assert fit_line(trials[:2]) == Fit(100, 10, 0)
+
+
+def test_the_fitted_line_passes_between_peaks_that_are_off_it() -> None:
+    fit = fit_line([Trial(b, Verdict.FITS, peak_bytes=peak) for b, peak in ((1, 100), (2, 240), (3, 200))])
+
+    assert fit is not None
+    assert (fit.fixed_bytes, fit.per_sequence_bytes) == (pytest.approx(80), pytest.approx(50))
+    assert fit.max_residual_fraction == pytest.approx(30 / 100)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(Trial(4, Verdict.OVER_TARGET, peak_bytes=999, alloc_retries=1), id="allocator flushing"),
+        pytest.param(Trial(4, Verdict.UNSTABLE, peak_bytes=999), id="not at rest"),
+        pytest.param(Trial(4, Verdict.CRASHED), id="without a peak"),
+    ],
+)
+def test_no_line_goes_through_a_peak_that_isnt_one(other: Trial) -> None:
+    trials = [Trial(b, Verdict.FITS, peak_bytes=100 + 10 * b) for b in (1, 2)]
+
+    assert fit_line([*trials, other]) == fit_line(trials)

@@ -25,6 +25,7 @@ Every proposal is clamped into the open bracket, so each trial closes it by at l
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,12 +88,9 @@ class Bracket:
 
 def bracket_of(trials: Sequence[Trial], cap: int) -> Bracket:
     """The bracket that `trials` leave, for sizes from 1 to `cap`."""
-    fits = max((t.batch_size for t in trials if t.verdict is Verdict.FITS), default=0)
-    fails = min(
-        (t.batch_size for t in trials if t.verdict in (Verdict.OVER_TARGET, Verdict.OUT_OF_MEMORY)),
-        default=cap + 1,
-    )
-    return Bracket(min(fits, cap), min(fails, cap + 1))
+    fits = [t.batch_size for t in trials if t.verdict is Verdict.FITS]
+    fails = [t.batch_size for t in trials if t.verdict in (Verdict.OVER_TARGET, Verdict.OUT_OF_MEMORY)]
+    return Bracket(min(max(fits, default=0), cap), min([*fails, cap + 1]))
 
 
 def next_step(
@@ -125,11 +123,7 @@ def fit_line(trials: Sequence[Trial]) -> Fit | None:
     points = _points(trials)
     if len(points) < 2:
         return None
-    mean_b = sum(b for b, _ in points) / len(points)
-    mean_peak = sum(peak for _, peak in points) / len(points)
-    spread = sum((b - mean_b) ** 2 for b, _ in points)
-    slope = sum((b - mean_b) * (peak - mean_peak) for b, peak in points) / spread
-    fixed = mean_peak - slope * mean_b
+    slope, fixed = statistics.linear_regression(*zip(*points, strict=True))
     residual = max(abs(fixed + slope * b - peak) / peak for b, peak in points)
     return Fit(fixed, slope, residual)
 
@@ -194,7 +188,7 @@ def _secant(one: tuple[int, int], two: tuple[int, int], target_bytes: int) -> in
 def _ray(trials: Sequence[Trial], point: tuple[int, int], target_bytes: int) -> int:
     """The same on the line from the memory before the first batch, at size 0, through `point`."""
     batch_size, peak = point
-    before = next((t.before_bytes for t in trials if t.batch_size == batch_size), None)
+    before = next(t.before_bytes for t in trials if t.batch_size == batch_size)
     if before is None or peak <= before:
         return batch_size * 2
     return _secant((0, before), point, target_bytes)
