@@ -94,7 +94,9 @@ def preferences(run: Path) -> None:
     ]
     (run.parent / "data" / "pairs.json").write_text(json.dumps(pairs))
     config = run / "finetune.yaml"
-    text = without_section(without_section(config.read_text(), "dataset"), "loss")
+    text = config.read_text()
+    for name in ("dataset", "loss", "lr_scheduler"):
+        text = without_section(text, name)
     config.write_text(
         f"{text}\ndataset:\n  _component_: torchtune.datasets.preference_dataset\n  source: json\n"
         "  data_files: ${data_dir}/pairs.json\n  split: train\n"
@@ -113,6 +115,15 @@ def quantized_training(run: Path) -> None:
     )
 
 
+def quantized(run: Path) -> None:
+    config = run / "finetune.yaml"
+    # NF4's factors are shared out as well: each weight must have blocks for every rank.
+    sizes = {"embed_dim": 256, "num_heads": 4, "num_kv_heads": 4, "intermediate_dim": 512}
+    text = re.sub(rf"(?m)^  (quantize_base|{'|'.join(sizes)}): .*\n", "", config.read_text())
+    more = "".join(f"  {name}: {size}\n" for name, size in sizes.items())
+    config.write_text(text.replace("\nmodel:\n", f"\nmodel:\n  quantize_base: True\n{more}"))
+
+
 def tensor_parallel(run: Path) -> None:
     config = run / "finetune.yaml"
     # torchtune's plan has no place for Llama 3.2's output layer, which shares the embedding's weights.
@@ -129,7 +140,9 @@ def tensor_parallel(run: Path) -> None:
     ("recipe", "method", "change", "ranks", "data_parallel"),
     [
         pytest.param("lora_finetune_distributed", "lora", None, 2, 2, id="LoRA"),
+        pytest.param("lora_finetune_distributed", "lora", quantized, 2, 2, id="QLoRA"),
         pytest.param("full_finetune_distributed", "full", tensor_parallel, 4, 2, id="full, tensor parallel"),
+        pytest.param("lora_dpo_distributed", "lora", preferences, 2, 2, id="LoRA, DPO"),
         pytest.param("full_dpo_distributed", "full", preferences, 2, 2, id="DPO"),
         pytest.param("knowledge_distillation_distributed", "lora", distillation, 2, 2, id="distillation"),
         pytest.param("qat_distributed", "full", quantized_training, 2, 2, id="QAT"),
