@@ -66,7 +66,7 @@ def estimate_config(subject: Subject, batch_size: int, steps: int = STEPS) -> st
     }
     sections["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False}
     if subject.device == "cuda":
-        _as_on_cuda(sections, sharded=subject.world is not None)
+        _as_on_cuda(sections, sharded=subject.world is not None and subject.world.size > 1)
     return OmegaConf.to_yaml(OmegaConf.create(sections))
 
 

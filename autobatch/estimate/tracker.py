@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -26,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from autobatch.estimate.trace import Kind, Trace
 
 _SCALAR = torch.ops.aten._local_scalar_dense.default
+_DEVICE = torch.ops.prim.device.default
 
 
 @dataclass
@@ -76,6 +78,9 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if func is _SCALAR:
             # There is no value to read; a recipe reads them to log, to count tokens, and to loop over.
             return _any_value_of(args[0].dtype)
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            # The half of all calls, with FSDP; it knows without a dispatch.
+            return args[0].device
         for kind in types:
             if kind not in _PLAIN:
                 # A tensor made of others (NF4): its own implementation runs them, each through here.
@@ -238,13 +243,7 @@ def current_tracker() -> Tracker:
     raise RuntimeError("this component belongs to `autobatch estimate` and works only there")
 
 
-def _plain_types() -> set[type]:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return {torch.Tensor, torch.nn.Parameter, FakeTensor}
-
-
-_PLAIN = _plain_types()
+_PLAIN = {torch.Tensor, torch.nn.Parameter, FakeTensor}
 
 
 def _any_value_of(dtype: torch.dtype) -> float | int | bool:
