@@ -111,7 +111,9 @@ def test_what_lasts_is_divided_by_the_ranks(peaks: dict[str, Peak], ranks: int) 
 
 def test_activations_are_not(peaks: dict[str, Peak]) -> None:
     # At the peak, in the backward pass of the output layer or of the last layers.
-    assert peaks["8"].by_kind[Kind.ACTIVATIONS] == pytest.approx(peaks["2"].by_kind[Kind.ACTIVATIONS], rel=0.02)
+    assert peaks["8"].by_kind[Kind.ACTIVATIONS] == pytest.approx(
+        peaks["2"].by_kind[Kind.ACTIVATIONS], rel=0.02
+    )
 
 
 def test_gathered_layers_count_whole(peaks: dict[str, Peak]) -> None:
@@ -165,7 +167,7 @@ def test_a_storage_that_is_resized_comes_and_goes() -> None:
     trace = tracker.trace(1, 0.0)
 
     assert trace.sizes == (4000, 4000, 40)
-    # Made; given up, made anew, given up; another one made and dropped, after the first, which has no more to drop.
+    # Made and given up, twice; then another one made and dropped, after the first, which has no more to drop.
     assert trace.events == (1, -1, 2, -2, 3, -3)
 
 

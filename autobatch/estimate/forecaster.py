@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from autobatch.estimate.cards import CONTEXT_BYTES, HOPPER, workspace_bytes
 from autobatch.estimate.estimator import KEPT
 from autobatch.estimate.recording import Recorded, recorded
-from autobatch.estimate.records import NoEstimate
 from autobatch.estimate.subject import subject_of
 from autobatch.estimate.trace import Peak
 from autobatch.probing.forecast import Forecast, Occasion

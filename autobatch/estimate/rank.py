@@ -47,12 +47,12 @@ def rank_zero(world: World, *, cuda: bool, offload: bool) -> Iterator[None]:
         offload: parameters, gradients and optimizer state are in the host's memory (`fsdp_cpu_offload`).
     """
     import torch.distributed as dist
+
+    # Registers what collectives return on fake tensors.
+    import torch.distributed._tools.fake_collectives
     import torch.distributed.fsdp  # noqa: F401
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from torchtune import training
-
-    # Registers what collectives return on fake tensors.
-    import torch.distributed._tools.fake_collectives  # noqa: F401
 
     join = dist.init_process_group
 

@@ -108,7 +108,9 @@ class Curve:
     """
 
     def __init__(self, one: Trace, two: Trace, *, cuda: bool) -> None:
-        if any(getattr(one, name) != getattr(two, name) for name in ("events", "kinds", "on_host", "streams")):
+        if any(
+            getattr(one, name) != getattr(two, name) for name in ("events", "kinds", "on_host", "streams")
+        ):
             raise NotAligned(
                 f"the recipe allocates {len(one.sizes)} storages at batch_size {one.batch_size} and "
                 f"{len(two.sizes)} at {two.batch_size}, or in another order"
