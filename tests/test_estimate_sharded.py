@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from autobatch.probing.meter import MALLOC_ENVIRONMENT
 from autobatch.records import from_json
 from autobatch.world import World
 
+MakeRun = Callable[..., Path]
 MIB = 2**20
 BATCH_SIZE = 2
 
@@ -195,14 +196,17 @@ def test_a_cache_that_is_emptied_and_one_for_each_stream() -> None:
     assert replay(kept, trace.sizes, 1, cuda=True).allocated_bytes == 12 * MIB
 
 
-def test_the_command_says_for_how_many_ranks(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--recipe", "full_finetune_distributed", "--nproc-per-node", "4", "--nodes", "2"]
+def test_the_command_says_for_how_many_ranks(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    script = run / "finetune.slurm"
+    started = "tune run --nnodes 2 --nproc_per_node 4 lora_finetune_distributed"
+    script.write_text(script.read_text().replace("tune run lora_finetune_single_device", started))
 
-    code = main(["estimate", str(config), *options, "--batch-size", "1", "--json"])
+    code = main(["estimate", str(run), "--batch-size", "1", "--json"])
 
     shown = capsys.readouterr()
     assert code == 0, shown.err
-    assert "world size 8: 2 nodes with 4 processes each, from --nproc-per-node and --nodes" in shown.err
+    assert "world size 8: 2 nodes with 4 processes each, from finetune.slurm:" in shown.err
     found = json.loads(shown.out)
     assert from_json(World, found["world"]) == World(2, 4, 8)
     assert found["by_kind"][Kind.COLLECTIVES.value] > 0
@@ -210,7 +214,12 @@ def test_the_command_says_for_how_many_ranks(config: Path, capsys: pytest.Captur
 
 
 def test_a_number_of_ranks_must_be_known(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["estimate", str(config), "--recipe", "full_finetune_distributed"])
+    asking = ["estimate", str(config), "--recipe", "full_finetune_distributed"]
+
+    code = main(asking)
 
     assert code == 2
     assert "say so with --nproc-per-node N" in capsys.readouterr().err
+    assert main([*asking, "--nproc-per-node", "2", "--nodes", "2", "--timeout", "0.001"]) == 1
+    said = capsys.readouterr().err
+    assert "took longer than" in said

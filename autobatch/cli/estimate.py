@@ -35,6 +35,12 @@ what the figures are:
   batch_size  the largest whose reserved peak is at most the target, and what that would be if the
               estimate were 5 % too low or too high
 
+distributed recipes:
+  The figures are those of one rank's card, the largest one's: its part of the sharded model, the layers
+  gathered on it, the buffers of all-gather and reduce-scatter. The model is shared out by the recipe itself,
+  over as many ranks as the training has: --nproc-per-node and --nodes, else finetune.slurm. What NCCL takes
+  lies outside of PyTorch's allocator and of the figures
+
 files:
   RUN/probe/estimate.json   the recorded traces, under a key of all that decides memory: asked again, for
                             any card or batch size, the answer comes from there
