@@ -135,7 +135,7 @@ def compare(run: SmallRun, measured: dict[str, Any], curve: Curve) -> list[Compa
                 error=(estimate - over) / over,
                 error_without_trial=(estimate - over_without) / over_without,
                 calibrates=plain["batch_size"] == trial["batch_size"],
-                is_answer=plain["batch_size"] == measured["true_batch_size"],
+                is_answer=plain["batch_size"] == measured["batch_size"],
             )
         )
     return found
