@@ -199,9 +199,20 @@ def with_settings(subject: Subject, settings: Sequence[str]) -> Subject:
         device=device,
         packed=packed,
         max_seq_len=length,
+        world=_sharing_rows(subject.world, config),
         dtype=str(OmegaConf.select(config, "dtype") or "fp32"),
         batch_size=batch_size if isinstance(batch_size, int) and batch_size > 0 else 1,
     )
+
+
+def _sharing_rows(world: World | None, config: DictConfig) -> World | None:
+    """`world` with as many ranks sharing their rows as `config` says; one that can't be is left to the recipe."""
+    from omegaconf import OmegaConf
+
+    dim = OmegaConf.select(config, "tensor_parallel_dim") or 1
+    if world is None or not isinstance(dim, int) or dim < 1 or world.size % dim:
+        return world
+    return replace(world, data_parallel=world.size // dim)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
