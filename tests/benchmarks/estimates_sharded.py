@@ -8,7 +8,7 @@
 `measured` follows the CPU's own kernels and gloo's copies. The measured peaks are those of
 `results/distributed-cpu.json`. `configs` estimates every full, LoRA and QLoRA config that torchtune ships for
 several devices, on 2 and on 8, and puts the table at the end of that of the single-device ones. Figures already in
-the JSON file are kept, so that it can be stopped and go on.
+the JSON file (`--json`, one for each of the two) are kept, so that it can be stopped and go on.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from autobatch.estimate.forecaster import KERNELS_BYTES
 from autobatch.estimate.recording import recorded
 from autobatch.estimate.subject import read_subject
 from autobatch.probing.forkserver import ForkServer
+from autobatch.records import from_json, to_json
 from autobatch.runs.torchtune_source import registered_recipes
 from tests.benchmarks import estimates
 from tests.benchmarks.distributed import CASES, on_ranks
@@ -48,22 +49,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server = ForkServer({"PYTHONWARNINGS": "ignore"}, "cpu", ranks=True)
     server.start()
     if options.what == "measured":
-        return _measured(server, options.markdown)
+        return _measured(server, options.json, options.markdown, options.only)
     _configs(server, options.json, options.into, options.only)
     return 0
 
 
-def _measured(server: ForkServer, markdown: Path | None) -> int:
+def _kept(path: Path | None) -> dict[str, Any]:
+    if path is None or not path.exists():
+        return {}
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    return figures
+
+
+def _keep(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        write_json({"machine": machine_facts(), "figures": figures}, path)
+
+
+def _measured(
+    server: ForkServer, kept: Path | None, markdown: Path | None, only: Sequence[str] | None
+) -> int:
     known = {case["case"]: case for case in json.loads(MEASURED.read_text(encoding="utf-8"))["cases"]}
-    peaks: list[Compared] = []
-    for case in CASES:
+    done = _kept(kept)
+    chosen = [case for case in CASES if not only or case.run.name in only]
+    for case in chosen:
+        if case.run.name in done:
+            continue
         with tempfile.TemporaryDirectory() as scratch:
             run = lay_out(Path(scratch) / "experiment", case.run)
             # Rank 0 is the one that is followed.
             on_ranks(run, case, heavy_rank=None if case.heavy_rank is None else 0)
             curve = recorded(read_subject(run), server, timeout_s=1200, keep=None).curve
-        peaks += compare(case.run, known[case.run.name]["measured"], curve)
-        print("\n".join(peak.line() for peak in peaks if peak.case == case.run.name), flush=True)
+        done[case.run.name] = to_json(compare(case.run, known[case.run.name]["measured"], curve))
+        _keep(kept, done)
+    peaks = [from_json(Compared, peak) for case in chosen for peak in done[case.run.name]]
     errors = [peak.error for peak in peaks if not peak.calibrates]
     lines = [
         "# Estimates of sharded runs against measured peaks, on CPU",
@@ -77,7 +96,7 @@ def _measured(server: ForkServer, markdown: Path | None) -> int:
         "|" + " --- |" * len(HEADER),
         *(peak.line() for peak in peaks),
     ]
-    print("\n".join(lines[4:8]))
+    print("\n".join(lines))
     if markdown:
         markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
     sizes = [abs(error) for error in errors]
@@ -97,7 +116,7 @@ _EXPLANATION = (
 
 
 def _configs(server: ForkServer, kept: Path | None, into: Path | None, only: Sequence[str] | None) -> None:
-    done: dict[str, Any] = json.loads(kept.read_text())["configs"] if kept and kept.exists() else {}
+    done = _kept(kept)
     chosen = [
         (f"{config.parent.name}/{config.stem}", config, recipe.name, ranks)
         for recipe in registered_recipes().values()
@@ -115,8 +134,7 @@ def _configs(server: ForkServer, kept: Path | None, into: Path | None, only: Seq
             server,
         )
         print("| " + " | ".join(_row(name, ranks, done[key])) + " |", flush=True)
-        if kept:
-            write_json({"machine": machine_facts(), "configs": done}, kept)
+        _keep(kept, done)
     header = (estimates.HEADER[0], "ranks", *estimates.HEADER[1:])
     rows = [_row(name, ranks, done[f"{name} {ranks}"]) for name, _, _, ranks in chosen]
     lines = [
@@ -143,9 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("what", choices=("measured", "configs"))
     parser.add_argument("--markdown", type=Path, help="write the table of the measured ones here")
-    parser.add_argument("--json", type=Path, help="keep the configs' figures here")
+    parser.add_argument("--json", type=Path, help="keep the figures here")
     parser.add_argument("--into", type=Path, help="put the configs' table at the end of this one")
-    parser.add_argument("--only", nargs="+", metavar="CONFIG", help="these configs alone")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone")
     return parser
 
 

@@ -4,8 +4,8 @@
 
 The search is the probe's own (`probing.search`); each trial's peak is taken from `results/exactness-cpu.json`, for
 several ranks from `results/distributed-cpu.json`, which have every batch_size from 1 to two above the answer. A
-size beyond gets the estimate's peak, moved to meet the last measured one. The estimate is also replaced by one that
-is wrong by a factor.
+size beyond gets the estimate's peak, moved to meet the last measured one. The estimate is also replaced by one
+that is wrong by a factor.
 
     python -m tests.benchmarks.seeded --really lora-fp32,full-bf16
 
