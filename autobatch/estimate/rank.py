@@ -4,20 +4,19 @@ torch's fake process group says that it has the world's size and communicates no
 `fully_shard` and `parallelize_module` divide the model by it and allocate what a rank does. Rank 0 has the largest
 part where a dimension can't be divided evenly.
 
-What the recipe asks of a card, and what of it isn't to be seen on fake CPU tensors, is replaced here:
+What the recipe asks of a card, and what isn't to be seen on fake CPU tensors, is replaced here:
 
-| what                              | by                                                                        |
-|-----------------------------------|---------------------------------------------------------------------------|
-| NCCL                              | the fake process group                                                    |
-| storages that FSDP resizes        | the same, and the tracker hears of it                                     |
-| shapes that DTensor works out     | the same, and nothing of it counts                                        |
-| FSDP's streams                    | their numbers: blocks of one stream's cache don't serve another           |
-| loading: the whole tensor, a card's | a copy at a time of what lies in the host's memory                      |
-| `fsdp_cpu_offload`                | parameters, gradients and optimizer state on the host, copies on the card |
-| gloo, on CPU                      | the flat copies that its collectives work in                              |
+| what                       | by                                                                        |
+|----------------------------|---------------------------------------------------------------------------|
+| NCCL                       | the fake process group                                                    |
+| storages that FSDP resizes | the same, and the tracker hears of it                                     |
+| shapes that DTensor finds  | the same, and nothing of it counts                                        |
+| FSDP's streams             | their numbers: blocks of one stream's cache don't serve another           |
+| weights, loaded            | each whole on the card while its part is cut out                          |
+| `fsdp_cpu_offload`         | parameters, gradients and optimizer state on the host, copies on the card |
+| gloo, on CPU               | the same, with the flat copy that its all-gather works in                 |
 
-Sources: torch/distributed/fsdp/_fully_shard (torch 2.6-2.13), torchtune/training/_distributed.py (0.6.1),
-torch/csrc/distributed/c10d/ProcessGroupGloo.cpp.
+Sources: torch/distributed/fsdp/_fully_shard (torch 2.13), torchtune/training/_distributed.py (0.6.1).
 """
 
 from __future__ import annotations
@@ -47,10 +46,6 @@ def rank_zero(world: World, *, cuda: bool, offload: bool) -> Iterator[None]:
         offload: parameters, gradients and optimizer state are in the host's memory (`fsdp_cpu_offload`).
     """
     import torch.distributed as dist
-
-    # Registers what collectives return on fake tensors.
-    import torch.distributed._tools.fake_collectives
-    import torch.distributed.fsdp  # noqa: F401
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from torchtune import training
 
@@ -246,10 +241,13 @@ def _offloaded() -> list[tuple[Any, str, Any]]:
 
 
 def _with_gloo() -> list[tuple[Any, str, Any]]:
-    """gloo copies what it gathers, and what it reduces, into a flat tensor of its own."""
-    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+    """gloo gathers into a flat tensor of its own first, as measured peaks show.
 
-    gather, reduce = DefaultAllGather.__call__, DefaultReduceScatter.__call__
+    What it may copy to reduce and scatter was at no measured peak, and isn't followed.
+    """
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
+
+    gather = DefaultAllGather.__call__
 
     def gathered(self: Any, output_tensor: torch.Tensor, *rest: Any, **more: Any) -> Any:
         flat = torch.empty_like(output_tensor)
@@ -257,12 +255,4 @@ def _with_gloo() -> list[tuple[Any, str, Any]]:
         del flat
         return result
 
-    def scattered(
-        self: Any, output_tensor: torch.Tensor, input_tensor: torch.Tensor, *rest: Any, **more: Any
-    ) -> Any:
-        flat = torch.empty_like(input_tensor)
-        result = reduce(self, output_tensor, input_tensor, *rest, **more)
-        del flat
-        return result
-
-    return [(DefaultAllGather, "__call__", gathered), (DefaultReduceScatter, "__call__", scattered)]
+    return [(DefaultAllGather, "__call__", gathered)]
