@@ -79,6 +79,7 @@ WITH_TORCH = {
     "estimate/device_path.py": "autograd functions",
     "estimate/offloading.py": "hooks of autograd",
     "estimate/optimizers.py": "an optimizer",
+    "estimate/rank.py": "inside the recipe, as the tracker is",
 }
 
 #: Modules over 300 lines, with the reason.

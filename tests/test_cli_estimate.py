@@ -69,7 +69,9 @@ def test_json_holds_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -
         pytest.param(["--what-if", "lora_rank"], 2, "write key=value", id="no value"),
         pytest.param(["--set", "modell.lora_rank=4"], 2, "no section modell", id="no section"),
         pytest.param(["--recipe", "lora_finetune"], 2, "no recipe", id="unknown recipe"),
-        pytest.param(["--recipe", "lora_finetune_distributed"], 1, "distributed: ", id="several devices"),
+        pytest.param(
+            ["--recipe", "lora_finetune_distributed"], 2, "--nproc-per-node N", id="how many devices"
+        ),
         pytest.param(["--set", "tokenizer.max_seq_len=null"], 1, "no estimate: ", id="no length"),
         pytest.param(["--timeout", "0.001"], 1, "took longer than", id="no time left"),
         pytest.param(["--set", "model.num_kv_heads=3"], 1, "no estimate: ", id="the recipe fails"),

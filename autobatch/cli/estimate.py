@@ -35,6 +35,12 @@ what the figures are:
   batch_size  the largest whose reserved peak is at most the target, and what that would be if the
               estimate were 5 % too low or too high
 
+distributed recipes:
+  The figures are those of one rank's card, the largest one's: its part of the sharded model, the layers
+  gathered on it, the buffers of all-gather and reduce-scatter. The model is shared out by the recipe itself,
+  over as many ranks as the training has: --nproc-per-node and --nodes, else finetune.slurm. What NCCL takes
+  lies outside of PyTorch's allocator and of the figures
+
 files:
   RUN/probe/estimate.json   the recorded traces, under a key of all that decides memory: asked again, for
                             any card or batch size, the answer comes from there
@@ -103,6 +109,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="recipe to run (default: the one in finetune.slurm, else inferred from the config)",
     )
     parser.add_argument(
+        "--nproc-per-node",
+        type=int,
+        metavar="N",
+        help="processes of a distributed recipe on each node (default: as `tune run --nproc_per_node` in "
+        "finetune.slurm, else the GPUs of its header)",
+    )
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        metavar="N",
+        help="nodes of a distributed recipe (default: as `tune run --nnodes`, else the header's)",
+    )
+    parser.add_argument(
         "--timeout", type=float, default=600, metavar="SECONDS", help="give up after this long (default: 600)"
     )
     parser.add_argument("--force", action="store_true", help="estimate again though one is on file")
@@ -116,7 +135,13 @@ def run(arguments: argparse.Namespace) -> int:
     from autobatch.probing.forkserver import ForkServer
 
     _check(arguments)
-    subject = read_subject(Path(arguments.run), arguments.recipe, arguments.set)
+    subject = read_subject(
+        Path(arguments.run),
+        arguments.recipe,
+        arguments.set,
+        processes_per_node=arguments.nproc_per_node,
+        nodes=arguments.nodes,
+    )
     if subject.device == "cpu":
         print(
             f"{subject.path}: device is cpu; the figures are for a card, as with device: cuda",
@@ -177,14 +202,16 @@ def _lines(found: Estimate) -> list[str]:
     from autobatch.report.table import text_table
 
     rows = "packs" if found.packed else "rows"
+    ranks = f" on {found.world.size} ranks ({found.world})" if found.world else ""
     fitting = found.fitting
     capacity = fitting.capacity_bytes
     density = f", {found.density:.2f} examples in each (counted by the probe)" if found.density else ""
     lines = [
-        f"{found.config}: {found.recipe}, {rows} of {found.max_seq_len} tokens{density}",
+        f"{found.config}: {found.recipe}{ranks}, {rows} of {found.max_seq_len} tokens{density}",
         _answer(fitting, found),
         "",
-        f"at batch_size {found.batch_size}: {format_bytes(found.reserved_bytes)} reserved, "
+        f"at batch_size {found.batch_size}{', the largest rank' if found.world else ''}: "
+        f"{format_bytes(found.reserved_bytes)} reserved, "
         f"{format_percent(found.reserved_bytes, capacity)} of {format_bytes(capacity)}; "
         f"{format_bytes(found.allocated_bytes)} allocated, of which",
     ]
@@ -215,8 +242,9 @@ def _answer(fitting: Fitting, found: Estimate) -> str:
     target = f"{100 * found.target_fraction:g} % of {fitting.card} ({format_bytes(fitting.capacity_bytes)})"
     if fitting.batch_size == 0:
         return f"not even batch_size 1 fits in {target}: {format_bytes(fitting.reserved_bytes)}"
+    each = " of each rank" if found.world else ""
     return (
-        f"batch_size {fitting.batch_size} fits in {target}: {format_bytes(fitting.reserved_bytes)}; "
+        f"batch_size {fitting.batch_size}{each} fits in {target}: {format_bytes(fitting.reserved_bytes)}; "
         f"between {fitting.lowest} and {fitting.highest} if the estimate is "
         f"{100 * found.margin_fraction:g} % off"
     )

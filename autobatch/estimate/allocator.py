@@ -1,9 +1,8 @@
 """PyTorch's CUDA caching allocator, as far as it decides how much memory is reserved. Pure.
 
 Followed from `c10/cuda/CUDACachingAllocator.cpp` (PyTorch 2.6-2.13) with the default settings of
-`PYTORCH_CUDA_ALLOC_CONF`: one stream, no expandable segments, no max_split_size, nothing ever handed back to
-the driver. What an empty card would do once it is full (free its cache and try again) isn't here: a run that
-does so doesn't fit.
+`PYTORCH_CUDA_ALLOC_CONF`: no expandable segments, no max_split_size. What an empty card would do once it is full
+(free its cache and try again) isn't here: a run that does so doesn't fit.
 
     request      ->  rounded to 512 B                                        round_size
     <= 1 MiB     ->  small pool, cut from segments of 2 MiB                  get_allocation_size
@@ -12,12 +11,15 @@ does so doesn't fit.
     best fit in the pool; the rest of a block stays free when it is          get_free_block, should_split
     at least 512 B (small) or more than 1 MiB (large)
     a freed block joins its free neighbours in the segment                   try_merge_blocks
+    a stream's free blocks serve that stream alone                           BlockComparatorSize
+    empty_cache: segments that are free as a whole go back to the driver     release_cached_blocks
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 _MIN_BLOCK = 512
 _SMALL_SIZE = 2**20
@@ -46,29 +48,41 @@ class _Block:
 
     size: int
     order: tuple[int, int]
-    pool: list[tuple[int, tuple[int, int], _Block]] = field(repr=False)
+    pool: _Pool = field(repr=False)
     free: bool = False
     before: _Block | None = field(default=None, repr=False)
     after: _Block | None = field(default=None, repr=False)
 
 
+#: Free blocks by size, then address.
+_Pool: TypeAlias = list[tuple[int, tuple[int, int], _Block]]
+
+
 class CachingAllocator:
-    """Reserved and allocated bytes of a card, allocation by allocation."""
+    """Reserved and allocated bytes of a card, allocation by allocation.
+
+    Attributes:
+        allocated: bytes of blocks in use.
+        reserved: bytes of segments.
+        peak_reserved: the most that was reserved.
+    """
 
     def __init__(self) -> None:
         self.allocated = 0
         self.reserved = 0
-        self._small: list[tuple[int, tuple[int, int], _Block]] = []
-        self._large: list[tuple[int, tuple[int, int], _Block]] = []
+        self.peak_reserved = 0
+        self._small: dict[int, _Pool] = {}
+        self._large: dict[int, _Pool] = {}
         self._segments = 0
 
-    def allocate(self, size: int) -> _Block:
-        """A block for a request of `size` bytes, to be given to `release`."""
+    def allocate(self, size: int, stream: int = 0) -> _Block:
+        """A block for a request of `size` bytes on a stream, to be given to `release`."""
         size = rounded(size)
-        pool = self._small if size <= _SMALL_SIZE else self._large
+        small = size <= _SMALL_SIZE
+        pool = (self._small if small else self._large).setdefault(stream, [])
         block = self._best_fit(pool, size) or self._new_segment(pool, _segment_size(size))
         rest = block.size - size
-        if rest >= _MIN_BLOCK if pool is self._small else rest > _SMALL_SIZE:
+        if rest >= _MIN_BLOCK if small else rest > _SMALL_SIZE:
             segment, offset = block.order
             remaining = _Block(rest, (segment, offset + size), pool, True, block, block.after)
             if block.after is not None:
@@ -97,13 +111,22 @@ class CachingAllocator:
         block.free = True
         insort(block.pool, (block.size, block.order, block))
 
-    def _best_fit(self, pool: list[tuple[int, tuple[int, int], _Block]], size: int) -> _Block | None:
+    def empty_cache(self) -> None:
+        """Hand back what is free: segments of which no part is in use."""
+        for pool in (*self._small.values(), *self._large.values()):
+            whole = [entry for entry in pool if entry[2].before is None and entry[2].after is None]
+            for entry in whole:
+                pool.remove(entry)
+                self.reserved -= entry[0]
+
+    def _best_fit(self, pool: _Pool, size: int) -> _Block | None:
         index = bisect_left(pool, (size,))
         return pool.pop(index)[2] if index < len(pool) else None
 
-    def _new_segment(self, pool: list[tuple[int, tuple[int, int], _Block]], size: int) -> _Block:
+    def _new_segment(self, pool: _Pool, size: int) -> _Block:
         self._segments += 1
         self.reserved += size
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
         return _Block(size, (self._segments, 0), pool)
 
     def _remove(self, block: _Block) -> None:

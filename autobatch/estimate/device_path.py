@@ -49,7 +49,7 @@ def cpu_path() -> Iterator[None]:
     """The CPU's own kernels."""
     with ExitStack() as stack:
         for owner, name, replacement in (*_on_both(), (_collate(), _PACKED_MASK, _dense_mask)):
-            stack.enter_context(_replaced(owner, name, replacement))
+            stack.enter_context(replaced(owner, name, replacement))
         yield
 
 
@@ -68,7 +68,7 @@ def cuda_path(*, offload: bool) -> Iterator[None]:
         on_cuda.append((training, "get_act_offloading_ctx_manager", lambda model, _: Offloading(model)))
     with ExitStack() as stack:
         for owner, name, replacement in (*_on_both(), *on_cuda):
-            stack.enter_context(_replaced(owner, name, replacement))
+            stack.enter_context(replaced(owner, name, replacement))
         yield
 
 
@@ -91,7 +91,7 @@ def _collate() -> Any:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
     """Another function, or number, under the name by which it is called.
 
     Not a `TorchFunctionMode`: those are off inside the autograd engine, where checkpointing computes activations

@@ -10,7 +10,7 @@ from autobatch.estimate.cards import CARDS, Card
 from autobatch.estimate.recording import Recorded, recorded
 from autobatch.estimate.records import Estimate, Fitting, NoEstimate, Variant
 from autobatch.estimate.subject import Subject, with_settings
-from autobatch.estimate.trace import Curve, Peak
+from autobatch.estimate.trace import Curve, Kind, Peak
 from autobatch.probing.forkserver import ForkServer
 from autobatch.runs.results import find_result
 
@@ -68,10 +68,15 @@ def estimate(subject: Subject, question: Question, server: ForkServer) -> Estima
         device=subject.device,
         max_seq_len=subject.max_seq_len,
         packed=subject.packed,
+        world=subject.world,
         batch_size=batch_size,
         allocated_bytes=peak.allocated_bytes,
         reserved_bytes=peak.reserved_bytes + question.card.workspace_bytes,
-        by_kind={kind.value: size for kind, size in peak.by_kind.items()},
+        by_kind={
+            kind.value: size
+            for kind, size in peak.by_kind.items()
+            if kind is not Kind.COLLECTIVES or subject.world is not None
+        },
         before_bytes=peak.before_bytes,
         workspace_bytes=question.card.workspace_bytes,
         target_fraction=question.target_fraction,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from autobatch.estimate.cards import CONTEXT_BYTES, HOPPER, workspace_bytes
 from autobatch.estimate.estimator import KEPT
 from autobatch.estimate.recording import Recorded, recorded
-from autobatch.estimate.records import NoEstimate
-from autobatch.estimate.subject import DISTRIBUTED, subject_of
+from autobatch.estimate.subject import subject_of
 from autobatch.estimate.trace import Peak
 from autobatch.probing.forecast import Forecast, Occasion
 from autobatch.records import Metric
@@ -69,8 +68,6 @@ def forecast(occasion: Occasion) -> Forecast:
         NoEstimate: they can't be, or it would take too long.
     """
     run = occasion.run
-    if run.world is not None:
-        raise NoEstimate(DISTRIBUTED)
     subject = subject_of(run, packed=occasion.packed)
     result = recorded(subject, occasion.server, timeout_s=occasion.timeout_s, keep=run.path / "probe" / KEPT)
     if occasion.metric is not Metric.RESIDENT:

@@ -36,6 +36,8 @@ class LowBitAdam(torch.optim.Optimizer):
                     self.state[parameter].update(self._state_of(parameter))
 
     def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        # A rank's part of it, where the model is sharded.
+        parameter = getattr(parameter, "_local_tensor", parameter)
         how, elements = self._format, parameter.numel()
         if how.paged and elements >= _LEAST_PAGED and how.bits == 32:
             return {"absent": parameter.new_empty(0)}

@@ -58,7 +58,7 @@ def estimate_config(subject: Subject, batch_size: int, steps: int = STEPS) -> st
     kept = {k: v for k, v in dataset.items() if k == "collate_fn"} if isinstance(dataset, dict) else {}
     sections["dataset"] = {
         "_component_": f"{_COMPONENTS}.SyntheticRows",
-        "rows": batch_size * sections["gradient_accumulation_steps"] * (steps + 1),
+        "rows": batch_size * sections["gradient_accumulation_steps"] * (steps + 1) * subject.data_parallel,
         "max_seq_len": subject.max_seq_len,
         "pairs": pairs,
         "packed": subject.packed,
@@ -66,11 +66,11 @@ def estimate_config(subject: Subject, batch_size: int, steps: int = STEPS) -> st
     }
     sections["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False}
     if subject.device == "cuda":
-        _as_on_cuda(sections)
+        _as_on_cuda(sections, sharded=subject.world is not None and subject.world.size > 1)
     return OmegaConf.to_yaml(OmegaConf.create(sections))
 
 
-def _as_on_cuda(sections: dict[str, Any]) -> None:
+def _as_on_cuda(sections: dict[str, Any], *, sharded: bool) -> None:
     """Fake tensors are on the CPU: what recipes and PyTorch choose by the device is chosen here."""
     sections["device"] = "cpu"
     # A compiled model under fake tensors runs as if it weren't compiled; compiling it takes minutes.
@@ -84,10 +84,16 @@ def _as_on_cuda(sections: dict[str, Any]) -> None:
     if component in FORMATS:
         optimizer.update(_component_="autobatch.estimate.optimizers.LowBitAdam", component=component)
     module, _, name = component.rpartition(".")
-    if module.startswith("torch.optim") and name in _FOREACH and not optimizer.get("fused"):
+    # Not over DTensors (_foreach_supported_types in the same file).
+    if module.startswith("torch.optim") and name in _FOREACH and not optimizer.get("fused") and not sharded:
         optimizer.setdefault("foreach", True)
 
 
 def offloads(subject: Subject) -> bool:
     """Whether activations are kept in the host's memory."""
     return subject.device == "cuda" and bool(subject.resolved().get("enable_activation_offloading"))
+
+
+def shards_on_host(subject: Subject) -> bool:
+    """Whether a rank keeps its parameters, gradients and optimizer state in the host's memory."""
+    return subject.world is not None and bool(subject.resolved().get("fsdp_cpu_offload"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autobatch.edits.files import replace_file
-from autobatch.estimate.recipe_config import STEPS, estimate_config, offloads
+from autobatch.estimate.recipe_config import STEPS, estimate_config, offloads, shards_on_host
 from autobatch.estimate.records import NoEstimate
 from autobatch.estimate.subject import Subject
 from autobatch.estimate.trace import Curve, NotAligned, Trace
@@ -34,7 +34,7 @@ _CHECK = 8
 _TOLERANCE = 0.005
 
 #: Version of the file's form.
-_FORM = 1
+_FORM = 2
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,8 @@ def _record(
         cuda=subject.device == "cuda",
         offload=offloads(subject),
         batch_size=batch_size,
+        world=subject.world,
+        shards_on_host=shards_on_host(subject),
         answer=str(answer),
     )
     ended = server.run(record, spec, log=log, timeout_s=max(0.0, timeout_s), on_wait=on_wait)
@@ -166,6 +168,7 @@ def _key(subject: Subject) -> str:
         "recipe": subject.recipe.identity,
         "device": subject.device,
         "packed": str(subject.packed),
+        "world": str(subject.world and to_json(subject.world)),
         "form": str(_FORM),
         **installed_versions(),
     }

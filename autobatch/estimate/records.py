@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autobatch.errors import Refused
+from autobatch.world import World
 
 
 class NoEstimate(Refused):
@@ -64,7 +65,9 @@ class Estimate:
         device: ``cuda`` or ``cpu``.
         max_seq_len: tokens of a row.
         packed: whether rows are packs.
-        batch_size: that the figures are for.
+        world: the processes of a distributed recipe; the figures are those of its largest rank. None for one
+            process.
+        batch_size: that the figures are for, of each rank.
         allocated_bytes: predicted peak of live tensors.
         reserved_bytes: predicted for PyTorch's caching allocator; held against the target.
         by_kind: what `allocated_bytes` consists of, at the moment of the peak.
@@ -95,6 +98,7 @@ class Estimate:
     target_fraction: float
     margin_fraction: float
     fitting: Fitting
+    world: World | None = None
     cards: tuple[Fitting, ...] = ()
     what_if: tuple[Variant, ...] = ()
     off_line_fraction: float = 0.0

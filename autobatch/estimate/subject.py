@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from autobatch.errors import RunProblems, UsageError
 from autobatch.estimate.records import NoEstimate
+from autobatch.records import ProbeRequest
 from autobatch.runs import checks
 from autobatch.runs.config import RunConfig, read_config
 from autobatch.runs.directory import CONFIG_NAME, SCRIPT_NAME, RunDirectory, read_run_script, working_dir_of
 from autobatch.runs.findings import Findings
+from autobatch.runs.launching import resolve_world
 from autobatch.runs.recipes import Recipe, resolve_recipe
+from autobatch.world import World
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-
-#: Why a run on several devices has no estimate.
-DISTRIBUTED = "distributed: the recipe shares out the model over several devices, which isn't followed yet"
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Subject:
         packed: rows are packs.
         max_seq_len: tokens of a row.
         run_dir: the run directory; None for a config by itself.
+        world: the processes of a distributed training; None where there is one without torchrun.
         notes: what the user should be told.
     """
 
@@ -55,20 +55,34 @@ class Subject:
     packed: bool
     max_seq_len: int
     run_dir: Path | None
+    world: World | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def data_parallel(self) -> int:
+        """Ranks with rows of their own."""
+        return self.world.data_parallel if self.world else 1
 
     def resolved(self) -> dict[str, Any]:
         """The config as plain containers."""
         return _plain(self.config)
 
 
-def read_subject(path: Path, recipe: str | None = None, settings: Sequence[str] = ()) -> Subject:
+def read_subject(
+    path: Path,
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
+    *,
+    processes_per_node: int | None = None,
+    nodes: int | None = None,
+) -> Subject:
     """Read a run directory or a config.
 
     Args:
         path: a directory with a finetune.yaml, or a YAML file.
         recipe: name or path; None takes it from finetune.slurm, or infers it.
         settings: ``key=value`` each, set in the config first.
+        processes_per_node, nodes: of a distributed recipe; None takes them from finetune.slurm.
 
     Raises:
         RunProblems: what is wrong with it.
@@ -88,11 +102,11 @@ def read_subject(path: Path, recipe: str | None = None, settings: Sequence[str] 
         found = resolve_recipe(recipe, script, config.values, directory, working_dir=working_dir)
     except RunProblems as error:
         raise RunProblems([*findings.problems, *error.problems]) from error
-    if found.is_distributed:
-        raise NoEstimate(f"{config_path}: {DISTRIBUTED}")
     checks.check_sections(config, findings)
     device, _, dtype = checks.check_device(config, findings)
     batch_size = checks.positive_integer(config, "batch_size", findings, default=1)
+    asked = ProbeRequest(str(directory), processes_per_node=processes_per_node, nodes=nodes)
+    world = resolve_world(asked, script, found, config, device, findings)
     if findings.problems:
         raise RunProblems(findings.problems)
     subject = Subject(
@@ -106,6 +120,7 @@ def read_subject(path: Path, recipe: str | None = None, settings: Sequence[str] 
         packed=_packs(config, found),
         max_seq_len=0,
         run_dir=directory if is_run else None,
+        world=world,
         notes=(*findings.notes, *found.warnings),
     )
     return with_settings(subject, settings)
@@ -125,6 +140,7 @@ def subject_of(run: RunDirectory, *, packed: bool) -> Subject:
             packed=packed,
             max_seq_len=0,
             run_dir=run.path,
+            world=run.world,
         ),
         (),
     )
@@ -183,9 +199,20 @@ def with_settings(subject: Subject, settings: Sequence[str]) -> Subject:
         device=device,
         packed=packed,
         max_seq_len=length,
+        world=_sharing_rows(subject.world, config),
         dtype=str(OmegaConf.select(config, "dtype") or "fp32"),
         batch_size=batch_size if isinstance(batch_size, int) and batch_size > 0 else 1,
     )
+
+
+def _sharing_rows(world: World | None, config: DictConfig) -> World | None:
+    """`world` with as many ranks sharing their rows as `config` says; one that can't be is left to the recipe."""
+    from omegaconf import OmegaConf
+
+    dim = OmegaConf.select(config, "tensor_parallel_dim") or 1
+    if world is None or not isinstance(dim, int) or dim < 1 or world.size % dim:
+        return world
+    return replace(world, data_parallel=world.size // dim)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Kind(str, Enum):
     GRADIENTS = "gradients"
     OPTIMIZER = "optimizer state"
     ACTIVATIONS = "activations"
+    COLLECTIVES = "all-gather and reduce-scatter"
     OTHER = "other"
 
 
@@ -53,6 +54,8 @@ class Trace:
         first_batch: number of events before the first batch was asked for.
         steps: number of events when each optimizer step was done.
         seconds: that recording it took.
+        streams: on which CUDA stream each is made; empty for all on the default one, 0.
+        emptied: number of events when the recipe handed its cache back to the driver; None if it never did.
     """
 
     batch_size: int
@@ -63,6 +66,8 @@ class Trace:
     first_batch: int
     steps: tuple[int, ...]
     seconds: float = 0.0
+    streams: tuple[int, ...] = ()
+    emptied: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Peak:
         by_kind: bytes at the moment of the peak.
         before_bytes: live when the first batch is asked for.
         setup_bytes: highest until then.
-        setup_reserved_bytes: reserved by then.
+        setup_reserved_bytes: the most reserved until then.
         training_bytes: highest from then on.
     """
 
@@ -103,7 +108,9 @@ class Curve:
     """
 
     def __init__(self, one: Trace, two: Trace, *, cuda: bool) -> None:
-        if (one.events, one.kinds, one.on_host) != (two.events, two.kinds, two.on_host):
+        if any(
+            getattr(one, name) != getattr(two, name) for name in ("events", "kinds", "on_host", "streams")
+        ):
             raise NotAligned(
                 f"the recipe allocates {len(one.sizes)} storages at batch_size {one.batch_size} and "
                 f"{len(two.sizes)} at {two.batch_size}, or in another order"
@@ -173,51 +180,58 @@ class _Host:
     """Resident memory of malloc'd storages."""
 
     allocated: int = 0
-    reserved: int = 0
+    peak_reserved: int = 0
 
-    def allocate(self, size: int) -> _Pages:
+    def allocate(self, size: int, stream: int = 0) -> _Pages:
         to = _PAGE if size >= _MMAP_THRESHOLD else _HEAP_ALIGNMENT
         taken = _Pages(-(-size // to) * to)
         self.allocated += taken.size
-        self.reserved = max(self.reserved, self.allocated)
+        self.peak_reserved = max(self.peak_reserved, self.allocated)
         return taken
 
     def release(self, taken: _Pages) -> None:
         self.allocated -= taken.size
+
+    def empty_cache(self) -> None:
+        """Nothing: malloc, as it is pinned, keeps nothing of this size."""
 
 
 def replay(trace: Trace, sizes: Sequence[int], batch_size: int, *, cuda: bool) -> Peak:
     """Run the events of `trace` with `sizes`.
 
     The peak counts from the first batch on where torchtune starts PyTorch's counters anew once the model is made
-    (`training.get_memory_stats`), and from the beginning on CPU, where nobody resets the kernel's.
+    (`training.get_memory_stats`), and from the beginning on CPU, where nobody resets the kernel's. In distributed
+    recipes it counts from the beginning, too: there every rank gets whole weights on its card to cut its part out.
     """
     memory: Any = CachingAllocator() if cuda else _Host()
     held: dict[int, Any] = {}
     taken: dict[int, int] = {}
     setup, training, training_at, setup_at, before, setup_reserved = 0, 0, 0, 0, 0, 0
     for position, event in enumerate(trace.events):
+        if position == trace.emptied:
+            memory.empty_cache()
         if position == trace.first_batch:
-            before, setup_reserved = memory.allocated, memory.reserved
+            before, setup_reserved = memory.allocated, memory.peak_reserved
         index = abs(event) - 1
         if cuda and trace.on_host[index]:
             continue
         if event < 0:
             memory.release(held.pop(index))
             continue
-        held[index] = memory.allocate(sizes[index])
+        held[index] = memory.allocate(sizes[index], trace.streams[index] if trace.streams else 0)
         taken[index] = held[index].size
         if position < trace.first_batch:
             if memory.allocated > setup:
                 setup, setup_at = memory.allocated, position
         elif memory.allocated > training:
             training, training_at = memory.allocated, position
-    peak, peak_at = (training, training_at) if cuda or training > setup else (setup, setup_at)
+    resets = cuda and trace.emptied is None
+    peak, peak_at = (training, training_at) if resets or training > setup else (setup, setup_at)
     by_kind = dict.fromkeys(Kind, 0)
     for index in _alive(trace.events[: peak_at + 1]):
         if not (cuda and trace.on_host[index]):
             by_kind[trace.kinds[index]] += taken[index]
-    return Peak(batch_size, peak, memory.reserved, by_kind, before, setup, setup_reserved, training)
+    return Peak(batch_size, peak, memory.peak_reserved, by_kind, before, setup, setup_reserved, training)
 
 
 def _alive(events: Iterable[int]) -> set[int]:

@@ -12,9 +12,11 @@ import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -25,22 +27,47 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from autobatch.estimate.trace import Kind, Trace
 
 _SCALAR = torch.ops.aten._local_scalar_dense.default
+_DEVICE = torch.ops.prim.device.default
+
+
+@dataclass
+class _Seen:
+    """A storage that is alive.
+
+    Attributes:
+        reference: says when it is dropped.
+        index: of what it holds now; None while that is nothing, or doesn't count.
+        counts: whether it is followed at all.
+    """
+
+    reference: weakref.ref[Any]
+    index: int | None
+    counts: bool = True
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Records a `Trace` while it is entered, below any `FakeTensorMode`."""
+    """Records a `Trace` while it is entered, below any `FakeTensorMode`.
 
-    def __init__(self) -> None:
+    Args:
+        updates_on_host: the optimizer works in the host's memory, where parameters and gradients are.
+    """
+
+    def __init__(self, *, updates_on_host: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self._alive: dict[int, tuple[weakref.ref[Any], int | None]] = {}
+        self._alive: dict[int, _Seen] = {}
         self._sizes: list[int] = []
         self._kinds: list[Kind | None] = []
         self._on_host: list[bool] = []
+        self._streams: list[int] = []
         self._events: list[int] = []
         self._steps: list[int] = []
         self._first_batch: int | None = None
+        self._emptied: int | None = None
+        self._stream = 0
+        self._purpose: Kind | None = None
         self._training = False
         self._host = False
+        self._updates_on_host = updates_on_host
         self._ignoring = False
         self._hooks = (
             register_optimizer_step_pre_hook(self._before_optimizer),
@@ -51,6 +78,9 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if func is _SCALAR:
             # There is no value to read; a recipe reads them to log, to count tokens, and to loop over.
             return _any_value_of(args[0].dtype)
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            # The half of all calls, with FSDP; it knows without a dispatch.
+            return args[0].device
         for kind in types:
             if kind not in _PLAIN:
                 # A tensor made of others (NF4): its own implementation runs them, each through here.
@@ -77,11 +107,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     @contextmanager
     def on_host(self) -> Iterator[None]:
         """What is allocated meanwhile lies in the host's memory: a checkpoint that was read."""
-        self._host = True
+        before, self._host = self._host, True
         try:
             yield
         finally:
-            self._host = False
+            self._host = before
 
     @contextmanager
     def ignoring(self) -> Iterator[None]:
@@ -91,6 +121,40 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             yield
         finally:
             self._ignoring = False
+
+    @contextmanager
+    def on_stream(self, stream: int) -> Iterator[None]:
+        """What is allocated meanwhile comes from this CUDA stream's part of the cache; 0 is the default stream."""
+        before, self._stream = self._stream, stream
+        try:
+            yield
+        finally:
+            self._stream = before
+
+    @contextmanager
+    def meant_for(self, kind: Kind) -> Iterator[None]:
+        """What is allocated meanwhile is `kind`, unless it turns out to be a parameter, gradient or state."""
+        before, self._purpose = self._purpose, kind
+        try:
+            yield
+        finally:
+            self._purpose = before
+
+    def cache_emptied(self) -> None:
+        """The recipe hands the allocator's cache back to the driver."""
+        self._emptied = len(self._events)
+
+    def resized(self, storage: Any) -> None:
+        """A storage has given up its memory, or has got some anew, and stays the same object.
+
+        FSDP does so with a layer's gathered parameters.
+        """
+        seen = self._alive.get(id(storage))
+        if seen is None or not seen.counts:
+            return
+        if seen.index is not None:
+            self._events.append(-(seen.index + 1))
+        seen.index = self._allocated(storage.nbytes()) if storage.nbytes() else None
 
     def trace(self, batch_size: int, seconds: float) -> Trace:
         """What was recorded.
@@ -103,7 +167,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if self._first_batch is None:
             raise RuntimeError("the recipe asked for no batch")
         for module in _modules():
-            self._call(module.parameters(), Kind.PARAMETERS)
+            self.call(module.parameters(), Kind.PARAMETERS)
         return Trace(
             batch_size,
             tuple(self._sizes),
@@ -113,11 +177,14 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             self._first_batch,
             tuple(self._steps),
             seconds,
+            tuple(self._streams),
+            self._emptied,
         )
 
     def _look_at(self, result: Any) -> None:
         if isinstance(result, torch.Tensor):
-            if type(result) in _PLAIN:
+            # FSDP's models are made on the meta device first, where nothing takes memory.
+            if type(result) in _PLAIN and result.device.type != "meta":
                 self._see(result.untyped_storage())
         elif isinstance(result, (tuple, list)):
             for item in result:
@@ -127,40 +194,45 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         key = id(storage)
         if key in self._alive:
             return
-        if self._ignoring:
-            self._alive[key] = (weakref.ref(storage, lambda _: self._alive.pop(key)), None)
-            return
+        counts = not self._ignoring
+        index = self._allocated(storage.nbytes()) if counts else None
+        self._alive[key] = _Seen(weakref.ref(storage, lambda _: self._dropped(key)), index, counts)
+
+    def _allocated(self, size: int) -> int:
         index = len(self._sizes)
-        self._sizes.append(storage.nbytes())
-        self._kinds.append(Kind.ACTIVATIONS if self._training else None)
+        self._sizes.append(size)
+        self._kinds.append(self._purpose or (Kind.ACTIVATIONS if self._training else None))
         self._on_host.append(self._host)
+        self._streams.append(self._stream)
         self._events.append(index + 1)
+        return index
 
-        def dropped(_: Any) -> None:
-            del self._alive[key]
+    def _dropped(self, key: int) -> None:
+        index = self._alive.pop(key).index
+        if index is not None:
             self._events.append(-(index + 1))
-
-        self._alive[key] = (weakref.ref(storage, dropped), index)
 
     def _before_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._call(parameters, Kind.PARAMETERS)
-        self._call([p.grad for p in parameters if p.grad is not None], Kind.GRADIENTS)
+        self.call(parameters, Kind.PARAMETERS)
+        self.call([p.grad for p in parameters if p.grad is not None], Kind.GRADIENTS)
         self._training = False
+        self._host = self._updates_on_host
 
     def _after_optimizer(self, optimizer: Optimizer, *_: Any) -> None:
         for state in optimizer.state.values():
-            self._call([v for v in state.values() if isinstance(v, torch.Tensor)], Kind.OPTIMIZER)
+            self.call([v for v in state.values() if isinstance(v, torch.Tensor)], Kind.OPTIMIZER)
+        self._host = False
         # With the optimizer in the backward pass, that goes on.
         self._training = True
 
-    def _call(self, tensors: Any, kind: Kind) -> None:
+    def call(self, tensors: Any, kind: Kind) -> None:
         """Says what the storages of `tensors` are for."""
         for tensor in tensors:
             for part in _parts(tensor):
                 known = self._alive.get(id(part.untyped_storage()))
-                if known is not None and known[1] is not None:
-                    self._kinds[known[1]] = kind
+                if known is not None and known.index is not None:
+                    self._kinds[known.index] = kind
 
 
 def current_tracker() -> Tracker:
@@ -171,13 +243,7 @@ def current_tracker() -> Tracker:
     raise RuntimeError("this component belongs to `autobatch estimate` and works only there")
 
 
-def _plain_types() -> set[type]:
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return {torch.Tensor, torch.nn.Parameter, FakeTensor}
-
-
-_PLAIN = _plain_types()
+_PLAIN = {torch.Tensor, torch.nn.Parameter, FakeTensor}
 
 
 def _any_value_of(dtype: torch.dtype) -> float | int | bool:
@@ -192,7 +258,9 @@ def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     if type(tensor) in _PLAIN or flatten is None:
         return [tensor]
     names, _ = flatten()
-    return [part for name in names for part in _parts(getattr(tensor, name))]
+    inner = (getattr(tensor, name) for name in names)
+    # A DTensor names its mesh of ranks, too.
+    return [part for each in inner if isinstance(each, torch.Tensor) for part in _parts(each)]
 
 
 def _modules() -> Iterator[torch.nn.Module]:

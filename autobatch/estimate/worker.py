@@ -9,6 +9,7 @@ import runpy
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from autobatch.probing.components import TrialFinished
 from autobatch.probing.meter import CpuMeter
 from autobatch.probing.worker import enter_run
 from autobatch.records import Metric, to_json
+from autobatch.world import World
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class TraceSpec:
         cuda: follow what CUDA's kernels would keep, not the CPU's.
         offload: keep activations in the host's memory.
         batch_size: of the config.
+        world: the processes of a distributed recipe, of which this is rank 0; None for one process.
+        shards_on_host: parameters, gradients and optimizer state are in the host's memory.
         answer: where to write the trace, or why there is none, as JSON.
     """
 
@@ -38,6 +42,8 @@ class TraceSpec:
     cuda: bool
     offload: bool
     batch_size: int
+    world: World | None
+    shards_on_host: bool
     answer: str
 
 
@@ -46,7 +52,7 @@ def record(spec: TraceSpec) -> None:
 
     `resident` is the memory of this process before the recipe, what a trial's would be there; `memory` its peak.
     """
-    enter_run(spec.working_dir, "cpu")
+    enter_run(spec.working_dir, "cpu", as_command=spec.world is None)
     sys.argv = [spec.recipe, "--config", spec.config]
     sys.path.append(str(Path(spec.recipe).parent))
     try:
@@ -68,9 +74,10 @@ def _record(spec: TraceSpec) -> dict[str, object]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from autobatch.estimate.device_path import cpu_path, cuda_path
+    from autobatch.estimate.rank import rank_zero
     from autobatch.estimate.tracker import Tracker
 
-    tracker = Tracker()
+    tracker = Tracker(updates_on_host=spec.cuda and spec.shards_on_host)
     began = time.monotonic()
     # Garbage is collected between steps alone, so that two batch sizes give one order of events; what the
     # imports left isn't looked through again.
@@ -79,6 +86,7 @@ def _record(spec: TraceSpec) -> dict[str, object]:
     gc.disable()
     with (
         cuda_path(offload=spec.offload) if spec.cuda else cpu_path(),
+        rank_zero(spec.world, cuda=spec.cuda, offload=spec.shards_on_host) if spec.world else nullcontext(),
         FakeTensorMode(allow_non_fake_inputs=True),
         tracker,
     ):

@@ -202,15 +202,7 @@ def measure(case: DistributedCase, scratch: Path) -> Distributed:
     """Probe one case, then run it plainly at every size up to two above the answer."""
     in_a_process_of_its_own(scratch, case.run)
     run_dir = scratch / case.run.name
-    shutil.copy(_SHIM, run_dir)
-    method = "full" if case.run.method == "full" else "lora"
-    script, config = run_dir / "finetune.slurm", run_dir / "finetune.yaml"
-    single = f"tune run {case.run.recipe_name}"
-    script.write_text(
-        script.read_text().replace(single, f"tune run --nproc_per_node {case.ranks} {_SHIM.name}")
-    )
-    heavy = "" if case.heavy_rank is None else f"heavy_rank: {case.heavy_rank}\n"
-    config.write_text(f"{config.read_text()}\non_cpu: {method}_finetune_distributed\n{heavy}")
+    on_ranks(run_dir, case)
     began = time.monotonic()
     result = autobatch.probe(run_dir, cluster="inline", target=TARGET, capacity=case.capacity_bytes)
     seconds = time.monotonic() - began
@@ -231,6 +223,26 @@ def measure(case: DistributedCase, scratch: Path) -> Distributed:
         plain=tuple(plain),
     )
     return Distributed(case.run.name, case.ranks, measured)
+
+
+def on_ranks(run_dir: Path, case: DistributedCase, *, heavy_rank: int | None = None) -> None:
+    """Let a laid out run train on the case's ranks, by the shim.
+
+    Args:
+        run_dir: of the run.
+        case: whose run it is.
+        heavy_rank: another one than the case's.
+    """
+    shutil.copy(_SHIM, run_dir)
+    method = "full" if case.run.method == "full" else "lora"
+    script, config = run_dir / "finetune.slurm", run_dir / "finetune.yaml"
+    single = f"tune run {case.run.recipe_name}"
+    script.write_text(
+        script.read_text().replace(single, f"tune run --nproc_per_node {case.ranks} {_SHIM.name}")
+    )
+    rank = case.heavy_rank if heavy_rank is None else heavy_rank
+    heavy = "" if rank is None else f"heavy_rank: {rank}\n"
+    config.write_text(f"{config.read_text()}\non_cpu: {method}_finetune_distributed\n{heavy}")
 
 
 def run_plain_ranks(run_dir: Path, batch_size: int, ranks: int) -> PlainRun:

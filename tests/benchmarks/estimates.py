@@ -10,10 +10,11 @@ Rows are packs of 2,048 tokens. Figures already in the JSON file are kept, so th
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from autobatch.runs.torchtune_source import registered_recipes
 from tests.benchmarks.machine import machine_facts, write_json
 
 _TOKENS = 2048
-_SETTINGS = (f"tokenizer.max_seq_len={_TOKENS}", "dataset.packed=True")
+SETTINGS = (f"tokenizer.max_seq_len={_TOKENS}", "dataset.packed=True")
 _UNPACKED = (f"tokenizer.max_seq_len={_TOKENS}",)
 
 _GIB = 2**30
@@ -131,8 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in chosen:
         if name in done and not options.again:
             continue
-        done[name] = _one(name, server)
-        print("| " + " | ".join(_row(name, done[name])) + " |", flush=True)
+        done[name] = measure(functools.partial(subject_named, name), server)
+        print("| " + " | ".join(row(name, done[name])) + " |", flush=True)
         if options.json:
             write_json({"machine": machine_facts(), "configs": done}, options.json)
     table = _table([(name, done[name]) for name in chosen if name in done])
@@ -199,11 +200,11 @@ def single_device_configs() -> list[str]:
     )
 
 
-def _one(name: str, server: ForkServer) -> dict[str, Any]:
+def measure(read: Callable[[], Subject], server: ForkServer) -> dict[str, Any]:
+    """Estimate what `read` reads, or say why it can't be."""
     began = time.monotonic()
     try:
-        subject = subject_named(name)
-        result = recorded(subject, server, timeout_s=1200, keep=None)
+        result = recorded(read(), server, timeout_s=1200, keep=None)
     except AutobatchError as error:
         return {"why": str(error), "seconds": time.monotonic() - began}
     fitting = fit(result.curve, CARDS[_CARD], 0.7)
@@ -232,7 +233,7 @@ def subject_named(name: str, *settings: str) -> Subject:
     recipe = next(
         r.name.replace("_distributed", "_single_device") for r in recipes.values() if path in r.configs
     )
-    packing = _UNPACKED if "dpo" in name else _SETTINGS
+    packing = _UNPACKED if "dpo" in name else SETTINGS
     return read_subject(path, recipe, (*packing, *settings))
 
 
@@ -242,7 +243,8 @@ HEADER = (
 )  # fmt: skip
 
 
-def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+def row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    """The cells under `HEADER`."""
     if "why" in found:
         why = found["why"].replace("\n", " ").replace("no estimate: ", "")
         why = re.sub(r"/\S*/configs/\S+: ", "", " ".join(why.split()))
@@ -262,7 +264,7 @@ def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
 
 def _table(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-    return [*lines, *("| " + " | ".join(_row(name, found)) + " |" for name, found in rows)]
+    return [*lines, *("| " + " | ".join(row(name, found)) + " |" for name, found in rows)]
 
 
 def _parser() -> argparse.ArgumentParser:

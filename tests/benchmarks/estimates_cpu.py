@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autobatch.demo import lay_out
+from autobatch.demo import SmallRun, lay_out
 from autobatch.estimate.forecaster import KERNELS_BYTES
 from autobatch.estimate.recording import recorded
 from autobatch.estimate.subject import read_subject
 from autobatch.estimate.trace import Curve
 from autobatch.probing.forkserver import ForkServer
-from tests.benchmarks.cases import CASES, Case
+from tests.benchmarks.cases import CASES
 
 MEASURED = Path(__file__).parent / "results" / "exactness-cpu.json"
 
@@ -40,7 +40,7 @@ HEADER = (
 )
 
 #: Bars on the error of a peak over the process's baseline.
-_MEDIAN, _WORST = 0.02, 0.05
+MEDIAN, WORST = 0.02, 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,29 +48,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     measured = {case["name"]: case for case in json.loads(MEASURED.read_text(encoding="utf-8"))["cases"]}
     server = ForkServer({"PYTHONWARNINGS": "ignore"}, "cpu")
-    peaks: list[_Compared] = []
+    peaks: list[Compared] = []
     for case in CASES:
         with tempfile.TemporaryDirectory() as scratch:
             run = lay_out(Path(scratch) / "experiment", case.run)
             curve = recorded(read_subject(run), server, timeout_s=600, keep=None).curve
-        peaks += _compare(case, measured[case.name], curve)
+        peaks += compare(case.run, measured[case.name], curve)
     with_trial = [peak.error for peak in peaks if not peak.calibrates]
-    summary = [
-        _summary("With each config's own figure for its kernels", with_trial, bars=True),
-        _summary("With one figure for each dtype", [peak.error_without_trial for peak in peaks]),
-        _summary("The same at the answers alone", [p.error_without_trial for p in peaks if p.is_answer]),
+    summed = [
+        summary("With each config's own figure for its kernels", with_trial, bars=True),
+        summary("With one figure for each dtype", [peak.error_without_trial for peak in peaks]),
+        summary("The same at the answers alone", [p.error_without_trial for p in peaks if p.is_answer]),
     ]
     table = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER), *(p.line() for p in peaks)]
-    lines = ["# Estimates against measured peaks, on CPU", "", *_EXPLANATION, "", *summary, "", *table]
+    lines = ["# Estimates against measured peaks, on CPU", "", *_EXPLANATION, "", *summed, "", *table]
     print("\n".join(lines))
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    holds = statistics.median(map(abs, with_trial)) <= _MEDIAN and max(map(abs, with_trial)) <= _WORST
+    holds = statistics.median(map(abs, with_trial)) <= MEDIAN and max(map(abs, with_trial)) <= WORST
     return 0 if holds else 1
 
 
 @dataclass(frozen=True)
-class _Compared:
+class Compared:
     """One measured peak and its estimate.
 
     Attributes:
@@ -108,8 +108,11 @@ class _Compared:
         return "| " + " | ".join(cells) + " |"
 
 
-def _compare(case: Case, measured: dict[str, Any], curve: Curve) -> list[_Compared]:
-    """The plain runs of a case; the baseline comes from the probe's first trial, at batch_size 1."""
+def compare(run: SmallRun, measured: dict[str, Any], curve: Curve) -> list[Compared]:
+    """The plain runs of a case; the baseline comes from the probe's first trial, at batch_size 1.
+
+    Of several ranks, which nobody asked at their last step, the largest whole peak is taken.
+    """
     trial = measured["trials"][0]
     first = curve.at(trial["batch_size"])
     setup = trial["before_bytes"] - first.before_bytes
@@ -117,14 +120,14 @@ def _compare(case: Case, measured: dict[str, Any], curve: Curve) -> list[_Compar
     found = []
     for plain in measured["plain"]:
         peak = curve.at(plain["batch_size"])
-        resident = plain["trained_bytes"] - setup
+        resident = (plain["trained_bytes"] or plain["peaks_bytes"]["resident"]) - setup
         # Loading runs no kernels: the higher of two peaks over two baselines.
         loading = peak.setup_bytes > peak.training_bytes + own
         estimate = peak.setup_bytes if loading else peak.training_bytes
-        over, over_without = (resident - (0 if loading else k) for k in (own, KERNELS_BYTES[case.run.dtype]))
+        over, over_without = (resident - (0 if loading else k) for k in (own, KERNELS_BYTES[run.dtype]))
         found.append(
-            _Compared(
-                case=case.name,
+            Compared(
+                case=run.name,
                 batch_size=plain["batch_size"],
                 over_bytes=over,
                 estimate_bytes=estimate,
@@ -132,17 +135,17 @@ def _compare(case: Case, measured: dict[str, Any], curve: Curve) -> list[_Compar
                 error=(estimate - over) / over,
                 error_without_trial=(estimate - over_without) / over_without,
                 calibrates=plain["batch_size"] == trial["batch_size"],
-                is_answer=plain["batch_size"] == measured["true_batch_size"],
+                is_answer=plain["batch_size"] == measured["batch_size"],
             )
         )
     return found
 
 
-def _summary(what: str, errors: Sequence[float], *, bars: bool = False) -> str:
+def summary(what: str, errors: Sequence[float], *, bars: bool = False) -> str:
     sizes = [abs(error) for error in errors]
     median, worst = (
         f"{100 * value:.2f} %" + (f" (bar {100 * bar:g} %)" if bars else "")
-        for value, bar in ((statistics.median(sizes), _MEDIAN), (max(sizes), _WORST))
+        for value, bar in ((statistics.median(sizes), MEDIAN), (max(sizes), WORST))
     )
     return f"- {what}: {len(sizes)} peaks, median error {median}, worst {worst}."
 
