@@ -135,3 +135,20 @@ def test_a_name_of_a_log_that_no_file_can_have(name: str, written: bytes) -> Non
     assert fuzz_logs.check_files({**files, **({"slurm-28.out": written} if written else {})}).endswith(
         "files"
     )
+
+
+def test_a_script_with_a_nul_byte_in_a_path() -> None:
+    script = (
+        b"#!/bin/bash\n#SBATCH --chdir=\0\n#SBATCH --output=\0%j.out\ntune run x --config finetune.yaml\n"
+    )
+
+    assert fuzz_logs.check_files({"finetune.slurm": script}) == "0 files"
+
+
+def test_gpu_samples_below_a_header_that_names_a_column_twice() -> None:
+    header = b"timestamp, utilization.gpu [%], timestamp, utilization.gpu [%], memory.used [MiB]\n"
+    too_short = b"x, 5 %, 2026/01/31 12:00:00.000\n"
+    whole = b"x, 5 %, 2026/01/31 12:00:00.000, 37 %, 5123 MiB\n"
+
+    assert fuzz_logs.check_samples(header + too_short) == "no samples"
+    assert fuzz_logs.check_samples(header + whole) == "some samples"

@@ -65,6 +65,8 @@ def job_logs(run_dir: Path) -> dict[Job, list[Path]]:
     """
     script = _script(run_dir)
     header = script.header if script is not None else {}
+    # No path holds a NUL byte; a damaged script may.
+    header = {name: value for name, value in header.items() if "\0" not in value}
     found: dict[Job, list[Path]] = {}
     for pattern in (*_DEFAULT_PATTERNS, header.get("output", ""), header.get("error", "")):
         for job, path in _matching(run_dir, pattern, header):
