@@ -86,8 +86,7 @@ def check_bullets(text: str) -> str:
     old, new = Seen(text), Seen(after)
     assert old.tables == new.tables, "a table has changed"
     assert any("24 (measured)" in one for one in new.prose)
-    kept = [one for one in old.prose if not _is_ours(one)]
-    assert [one for one in new.prose if not _is_ours(one)] == kept, "other text has changed"
+    assert _other_lines(old.prose, old.prose) == _other_lines(new.prose, old.prose), "other text has changed"
     lines = whole_lines(text)
     _keeps_lines(text, after, [i for i in range(len(lines)) if _bullet_line(lines, i)])
     return "edited"
@@ -167,6 +166,13 @@ def _positions(old: list[str], new: list[str]) -> list[int]:
         found.append(at)
         at += 1
     return found
+
+
+def _other_lines(prose: Sequence[str], before: Sequence[str]) -> list[str]:
+    """Lines that aren't of our bullets, nor were: one below a bullet, not indented, becomes a paragraph."""
+    of_ours = {line for text in before if _is_ours(text) for line in re.split(r"[\r\n]+", text)}
+    lines = [line for text in prose for line in re.split(r"[\r\n]+", text)]
+    return [line for line in lines if line not in of_ours and not _is_ours(line)]
 
 
 def _is_ours(text: str) -> bool:
