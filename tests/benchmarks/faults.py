@@ -40,6 +40,8 @@ HEADER = ("fault", "right ending", "runs", "right", "files broken", "orphans", "
 #: Attempts for each run that a fault shall hit: a probe may be over before its random moment.
 _ATTEMPTS = 3
 
+_RUNS_OF_A_ROUND = 4
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the faults happen and print the table; 1 when a bar is missed."""
@@ -48,28 +50,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left_out = [fault for fault in chosen if fault.needs_root and os.geteuid() != 0]
     for fault in left_out:
         print(f"LEFT OUT, needs root for mounts: {fault.name}", file=sys.stderr)
-    figures: dict[str, Any] = {}
+    figures = {fault.name: _figures([], 0.0) for fault in chosen if fault not in left_out}
     if options.json and options.json.exists():
-        # Faults may be tried one by one.
-        figures = json.loads(options.json.read_text(encoding="utf-8"))["faults"]
+        # Runs of an earlier call count.
+        figures |= json.loads(options.json.read_text(encoding="utf-8"))["faults"]
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch, _slurm(Path(scratch)) as slurm:
         bases = {
             "misbehaving": make_base(Path(scratch) / "misbehaving", "misbehaving.py"),
             "torchtune": make_base(Path(scratch) / "torchtune", None, "1.1GiB"),
         }
         with ThreadPoolExecutor(options.parallel) as pool:
-            for number, fault in enumerate(chosen):
-                if fault in left_out:
-                    continue
-                began = time.monotonic()
-                once = partial(_once, fault, bases[fault.base], Path(scratch) / str(number), slurm)
-                outcomes = list(pool.map(once, range(max(options.runs, fault.kinds))))
-                figures[fault.name] = _figures(fault, outcomes, time.monotonic() - began)
-                if options.json:
-                    write_json({"machine": machine_facts(), "faults": figures}, options.json)
-                print(" | ".join(_row(fault, figures[fault.name])), flush=True)
-                for wrong in figures[fault.name]["wrong"]:
-                    print(f"    {wrong}", flush=True)
+            while left := _left(chosen, figures, options.runs):
+                for fault, numbers in left:
+                    began = time.monotonic()
+                    once = partial(_once, fault, bases[fault.base], Path(scratch), slurm)
+                    outcomes = list(pool.map(once, numbers))
+                    figures[fault.name] = _sum(
+                        figures[fault.name], _figures(outcomes, time.monotonic() - began)
+                    )
+                    if options.json:
+                        write_json({"machine": machine_facts(), "faults": figures}, options.json)
+                    print(" | ".join(_row(fault, figures[fault.name])), flush=True)
     lines = _report(figures, left_out, slurm is not None, options.parallel)
     if options.markdown:
         options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -77,10 +78,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(one["wrong"] for one in figures.values()) else 0
 
 
+def _left(
+    chosen: Sequence[Fault], figures: Mapping[str, Any], runs: int
+) -> list[tuple[Fault, Sequence[int]]]:
+    """The next few runs of each fault, so that all have had some should this be interrupted."""
+    left: list[tuple[Fault, Sequence[int]]] = []
+    for fault in chosen:
+        if fault.name in figures:
+            done, wanted = figures[fault.name]["runs"], max(runs, fault.kinds)
+            if done < wanted:
+                left.append((fault, range(done, min(wanted, done + _RUNS_OF_A_ROUND))))
+    return left
+
+
 def _once(fault: Fault, base: Base, folder: Path, slurm: Mapping[str, str] | None, number: int) -> Outcome:
     """One run; again where the probe was over before the fault."""
     for attempt in range(_ATTEMPTS):
-        with tempfile.TemporaryDirectory(prefix=f"{number}-{attempt}-", dir=_made(folder)) as directory:
+        with tempfile.TemporaryDirectory(prefix=f"{number}-{attempt}-", dir=folder) as directory:
             try:
                 outcome = fault.of(Scene(base, Path(directory), number, probed=fault.probed, slurm=slurm))
             except Exception as error:  # a scene that broke is a run that ended wrongly; the others go on
@@ -88,11 +102,6 @@ def _once(fault: Fault, base: Base, folder: Path, slurm: Mapping[str, str] | Non
         if outcome.hit:
             break
     return outcome
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _holds(outcome: Outcome) -> bool:
@@ -116,17 +125,22 @@ def _slurm(scratch: Path) -> Iterator[Mapping[str, str] | None]:
         devcluster.down(directory)
 
 
-def _figures(fault: Fault, outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
+def _figures(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     said = Counter(outcome.said if outcome.right else "WRONG" for outcome in outcomes)
     return {
         "runs": len(outcomes),
         "right": sum(outcome.right for outcome in outcomes),
         "broken": sum(len(outcome.broken) for outcome in outcomes),
         "orphans": sum(len(outcome.orphans) for outcome in outcomes),
-        "said": dict(said.most_common()),
         "seconds": round(seconds),
+        "said": dict(said.most_common()),
         "wrong": [vars(outcome) for outcome in outcomes if not _holds(outcome)],
     }
+
+
+def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    added = {name: one[name] + other[name] for name in one if name != "said"}
+    return added | {"said": dict((Counter(one["said"]) + Counter(other["said"])).most_common())}
 
 
 def _row(fault: Fault, figures: Mapping[str, Any]) -> list[str]:
