@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import cache
 from pathlib import Path
 
 from autobatch.demo import SmallRun, lay_out
@@ -14,18 +15,20 @@ from tests.conftest import MIB_EACH, with_recipe
 ANSWER = 6
 
 
-def make_base(directory: Path, recipe: str | None, capacity: str | None = None) -> Base:
+@cache
+def make_base(scratch: Path, name: str) -> Base:
     """Lay out an experiment and probe a copy of it.
 
     Args:
-        directory: made here.
-        recipe: of tests/recipes; None for torchtune's own.
-        capacity: of the card to plan for; None for one that holds ANSWER sequences of the recipe.
+        scratch: directory for it.
+        name: ``misbehaving``, whose capacity holds ANSWER sequences, or ``torchtune`` for its LoRA recipe.
     """
+    directory = scratch / name
     experiment = directory / "experiment"
+    capacity = None if name == "misbehaving" else "1.1GiB"
     lay_out(experiment, SmallRun(examples=300, max_seq_len=128, num_layers=2))
-    if recipe is not None:
-        with_recipe(experiment / "run1", recipe, misbehaviour="none")
+    if name == "misbehaving":
+        with_recipe(experiment / "run1", "misbehaving.py", misbehaviour="none")
     before = without_figures(experiment)
     options: tuple[str, ...] = ("--cluster", "inline", "--no-estimate")
     bare = Base(experiment, options, 0.0, before, {}, (), 0, experiment)

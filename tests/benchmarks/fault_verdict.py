@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.benchmarks.fault_scene import Ended, Scene
 
@@ -35,7 +35,7 @@ class Fault:
     Attributes:
         name: for the table.
         ending: the right one, in words.
-        of: makes it happen once.
+        of: makes it happen, once or several times in a row.
         base: which recipe is probed: ``misbehaving`` or ``torchtune``.
         probed: whether the run was probed before.
         needs_root: for mounts.
@@ -44,7 +44,7 @@ class Fault:
 
     name: str
     ending: str
-    of: Callable[[Scene], Outcome]
+    of: Callable[[Scene], Outcome | list[Outcome]]
     base: str = "misbehaving"
     probed: bool = False
     needs_root: bool = False
@@ -56,10 +56,10 @@ def not_hit(scene: Scene, ended: Ended) -> Outcome:
     return Outcome(ended.code == 0, "not hit", (), tuple(scene.orphans()), hit=False)
 
 
-def ended_or_resumed(
+def ended_so_far(
     scene: Scene, ended: Ended, codes: tuple[int, ...], *, words: str = "", unchanged: bool = False
 ) -> Outcome:
-    """The answer, or one of these exit codes with one message, and the next probe comes to the answer.
+    """The answer, or one of these exit codes with one message.
 
     Args:
         scene: whose probe has ended.
@@ -69,10 +69,10 @@ def ended_or_resumed(
         unchanged: the files must be as they were unless there is the answer.
     """
     orphans = tuple(scene.orphans())
-    broken = scene.broken()
+    broken = tuple(scene.broken())
     if ended.code == 0:
         right = scene.is_answered()
-        return Outcome(right, "the answer" if right else "0 without the answer", tuple(broken), orphans)
+        return Outcome(right, "the answer" if right else "0 without the answer", broken, orphans)
     problem = ""
     if ended.code not in codes:
         problem = f"exit code {ended.code}: {ended.err[-300:]}"
@@ -80,12 +80,26 @@ def ended_or_resumed(
         problem = f"not one clear message: {ended.err[-600:]}"
     elif unchanged and not scene.is_before():
         problem = "the files have changed"
+    return Outcome(not problem, problem or str(ended.code), broken, orphans)
+
+
+def resumed(scene: Scene, outcome: Outcome) -> Outcome:
+    """`outcome`, if the next probe comes to the answer, as it must."""
     again = scene.probe()
-    broken += scene.broken()
-    orphans += tuple(scene.orphans())
-    if again.code != 0 or not scene.is_answered():
-        problem = problem or f"the next probe ended with {again.code}: {again.err[-300:]}"
-    return Outcome(not problem, problem or f"{ended.code}, then the answer", tuple(broken), orphans)
+    broken = (*outcome.broken, *scene.broken())
+    orphans = (*outcome.orphans, *scene.orphans())
+    if again.code == 0 and scene.is_answered():
+        return replace(outcome, broken=broken, orphans=orphans)
+    said = f"the next probe ended with {again.code}: {again.err[-300:]}"
+    return Outcome(False, said if outcome.right else outcome.said, broken, orphans)
+
+
+def ended_or_resumed(
+    scene: Scene, ended: Ended, codes: tuple[int, ...], *, words: str = "", unchanged: bool = False
+) -> Outcome:
+    """The answer, or one of these exit codes with one message, and the answer of the next probe."""
+    outcome = ended_so_far(scene, ended, codes, words=words, unchanged=unchanged)
+    return outcome if ended.code == 0 else resumed(scene, outcome)
 
 
 def refused(scene: Scene, ended: Ended, words: str, *, unchanged: bool = True) -> Outcome:
