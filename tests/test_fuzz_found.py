@@ -10,7 +10,7 @@ import pytest
 from autobatch.edits.plan_markdown import set_plan_row
 from autobatch.metrics.accounting import job_accounts
 from autobatch.metrics.logs import read_logs
-from tests.benchmarks import fuzz_logs, fuzz_markdown
+from tests.benchmarks import fuzz_logs, fuzz_markdown, fuzz_yaml
 from tests.benchmarks.fuzz_log_texts import CONFIG
 
 RECIPE = {"recipe": "LoRAFinetuneRecipeSingleDevice", "packed": "True", "resume": "False"}
@@ -38,6 +38,15 @@ def test_a_line_that_only_looks_blank_stays_out_of_the_table() -> None:
 
 def test_a_line_that_only_looks_blank_stays_out_of_the_bullets() -> None:
     assert fuzz_markdown.check_bullets("## Configuration\n\x85") == "edited"
+
+
+def test_a_second_byte_order_mark_is_refused() -> None:
+    assert (
+        fuzz_yaml.check_status(("\ufeff\ufeffruns: # \n", "run1", {"status": "planned"}, False)) == "refused"
+    )
+    for loader in fuzz_yaml.LOADERS:
+        case = ("\ufeff\ufeffbatch_size: 4\n", {("batch_size",): 24}, loader)
+        assert fuzz_yaml.check_set(case) == "refused"
 
 
 @pytest.mark.parametrize(
