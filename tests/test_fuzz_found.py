@@ -12,6 +12,7 @@ from autobatch.metrics.accounting import job_accounts
 from autobatch.metrics.logs import read_logs
 from tests.benchmarks import fuzz_logs, fuzz_markdown, fuzz_yaml
 from tests.benchmarks.fuzz_log_texts import CONFIG
+from tests.benchmarks.fuzz_yaml_texts import LOADERS, Values
 
 RECIPE = {"recipe": "LoRAFinetuneRecipeSingleDevice", "packed": "True", "resume": "False"}
 FINETUNE = """\
@@ -44,9 +45,9 @@ def test_a_second_byte_order_mark_is_refused() -> None:
     assert (
         fuzz_yaml.check_status(("\ufeff\ufeffruns: # \n", "run1", {"status": "planned"}, False)) == "refused"
     )
-    for loader in fuzz_yaml.LOADERS:
-        case = ("\ufeff\ufeffbatch_size: 4\n", {("batch_size",): 24}, loader)
-        assert fuzz_yaml.check_set(case) == "refused"
+    values: Values = {("batch_size",): 24}
+    for loader in LOADERS:
+        assert fuzz_yaml.check_set(("\ufeff\ufeffbatch_size: 4\n", values, loader)) == "refused"
 
 
 @pytest.mark.parametrize(
