@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for _ in range(_MOST_ROUNDS):
                 once = partial(_once, bases, Path(scratch), slurm)
                 # Of all faults one after the other, so that each has had some runs should this be interrupted.
-                for fault, outcomes, seconds in pool.map(once, _left(chosen, figures, options.runs)):
+                for fault, outcomes, seconds in pool.map(
+                    once, _left(chosen, figures, options.runs, options.parallel)
+                ):
                     figures[fault.name] = _sum(figures[fault.name], _figures(outcomes, seconds))
                     if options.json:
                         write_json({"machine": machine_facts(), "faults": figures}, options.json)
@@ -72,10 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(one["wrong"] for one in figures.values()) or _left(chosen, figures, options.runs) else 0
 
 
-def _left(chosen: Sequence[Fault], figures: Mapping[str, Any], runs: int) -> list[tuple[Fault, int]]:
-    """The next run of each fault that hasn't had enough."""
-    done = {fault: figures[fault.name]["runs"] for fault in chosen if fault.name in figures}
-    return [(fault, number) for fault, number in done.items() if number < max(runs, fault.kinds)]
+def _left(
+    chosen: Sequence[Fault], figures: Mapping[str, Any], runs: int, parallel: int = 1
+) -> list[tuple[Fault, int]]:
+    """The next run of each fault that hasn't had enough; several, where few faults are left."""
+    wanted = {fault: max(runs, fault.kinds) for fault in chosen if fault.name in figures}
+    done = {fault: figures[fault.name]["runs"] for fault in wanted}
+    left = [fault for fault in done if done[fault] < wanted[fault]]
+    each = -(-parallel // max(1, len(left)))
+    return [(f, n) for f in left for n in range(done[f], min(wanted[f], done[f] + each))]
 
 
 def _once(
