@@ -56,6 +56,14 @@ def leave_a_grandchild(pids: str) -> None:
     Path(pids).write_text(str(child.pid))
 
 
+def server_pid() -> int:
+    """Of the fork server of this process."""
+    from multiprocessing import forkserver
+
+    pid: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # nothing public says it
+    return pid
+
+
 if __name__ == "__main__":
     server = ForkServer({"AUTOBATCH_TEST": "from the server's environment"})
     if sys.argv[1] == "environment":
@@ -68,5 +76,10 @@ if __name__ == "__main__":
             log=Path(sys.argv[2]),
             timeout_s=120,
         )
+    elif sys.argv[1] == "serve":
+        server.start()
+        sys.stdout.write(f"{server_pid()}\n")
+        sys.stdout.flush()
+        time.sleep(600)
     else:
         server.run(hang_with_a_grandchild, sys.argv[3], log=Path(sys.argv[2]), timeout_s=600)

@@ -94,6 +94,7 @@ MAY_EXIT = {
     "probing/forkserver.py": "ends the child that it forked",
     "probing/launcher.py": "ends itself and the ranks that it forked",
     "probing/node.py": "ends the launcher of a node with the job",
+    "probing/served.py": "ends the fork server whose job is gone",
     "probing/worker.py": "ends the trial's process",
 }
 

@@ -180,7 +180,7 @@ def test_a_shape_names_the_builder_of_its_method() -> None:
     assert gpu_cases.SHAPES["1b"].section("full") == {"_component_": "torchtune.models.llama3_2.llama3_2_1b"}
 
 
-@pytest.mark.parametrize("name", ["exactness", "gpu"])
+@pytest.mark.parametrize("name", ["exactness", "gpu", "faults", "fuzz"])
 def test_help_is_there(name: str) -> None:
     said = subprocess.run(
         [sys.executable, "-m", f"tests.benchmarks.{name}", "--help"], capture_output=True, text=True

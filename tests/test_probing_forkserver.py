@@ -190,6 +190,22 @@ def test_a_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: not alive(child) and not alive(grandchild), "both are gone")
 
 
+def test_a_server_that_still_imports_dies_when_its_job_is_killed() -> None:
+    job = subprocess.Popen(
+        [sys.executable, "-m", "tests.forked", "serve"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    assert job.stdout is not None
+    server = int(job.stdout.readline())
+    # Its imports take seconds; the first of them is what is tested.
+    wait_until(lambda: b"forkserver" in Path(f"/proc/{server}/cmdline").read_bytes(), "the server runs")
+    time.sleep(0.3)
+
+    job.kill()
+    job.wait()
+
+    wait_until(lambda: not alive(server), "the server is gone", seconds=3)
+
+
 def test_the_environment_reaches_a_child(tmp_path: Path) -> None:
     answer = tmp_path / "environment"
 
@@ -207,19 +223,11 @@ def test_the_environment_reaches_a_child(tmp_path: Path) -> None:
     ]
 
 
-def server_pid() -> int:
-    """Of the fork server of this process."""
-    from multiprocessing import forkserver
-
-    pid: int = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # nothing public says it
-    return pid
-
-
 def test_a_server_that_was_killed_counts_as_a_killed_child_and_is_replaced(
     server: ForkServer, log: Path
 ) -> None:
-    os.kill(server_pid(), signal.SIGSTOP)
-    killed = server_pid()
+    os.kill(forked.server_pid(), signal.SIGSTOP)
+    killed = forked.server_pid()
     timer = threading.Timer(0.5, os.kill, (killed, signal.SIGKILL))
     timer.start()
 
@@ -228,4 +236,4 @@ def test_a_server_that_was_killed_counts_as_a_killed_child_and_is_replaced(
 
     assert first.code == -signal.SIGKILL
     assert second.code == 5
-    assert server_pid() != killed
+    assert forked.server_pid() != killed

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from autobatch.edits.exchange import create, exchange, exchange_back
 from autobatch.edits.lock import Lock, locked, remove_abandoned
 from autobatch.errors import EditError
 
@@ -95,7 +96,7 @@ def replace_file(
             raise EditError(f"{path}: isn't a regular file: give the path of a file")
         if status is not None and not os.access(target, os.W_OK):
             raise EditError(f"{path}: is write-protected: make it writable (chmod u+w), then run again")
-        _replace(target, text, status, lambda: _refuse_unexpected(target, path, expected), lock)
+        _replace(target, text, status, _Expected(target, path, expected), lock)
     except (OSError, RuntimeError) as error:
         if lock is not None:
             # That it was lost says more than that something isn't there.
@@ -115,17 +116,28 @@ def _stat(target: Path) -> os.stat_result | None:
         return None
 
 
-def _refuse_unexpected(target: Path, path: str | os.PathLike[str], expected: str | None) -> None:
-    if expected is not None and (read_text(target) if target.exists() else "") != expected:
-        raise EditError(
-            f"{path}: changed while autobatch was running: it is left as it is now; run again to edit it"
+@dataclass(frozen=True)
+class _Expected:
+    """The text that a file must still have; None for any."""
+
+    target: Path
+    path: str | os.PathLike[str]
+    text: str | None
+
+    def refuse(self) -> EditError:
+        return EditError(
+            f"{self.path}: changed while autobatch was running: it is left as it is now; run again to edit it"
         )
+
+    def check(self) -> None:
+        if self.text is not None and (read_text(self.target) if self.target.exists() else "") != self.text:
+            raise self.refuse()
 
 
 def _replace(
-    target: Path, text: str, status: os.stat_result | None, check: Callable[[], None], lock: Lock | None
+    target: Path, text: str, status: os.stat_result | None, expected: _Expected, lock: Lock | None
 ) -> None:
-    """Writes beside `target`, calls `check`, and renames; `check` may raise to leave all as it was."""
+    """Writes beside `target` and renames, unless `target` isn't as it is expected to be."""
     temporary = _beside(target) if lock is None else lock.temporary
     # Nobody else may read a protected file's new text before it has that file's mode.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if status is None else 0o600)
@@ -136,11 +148,14 @@ def _replace(
             if status is not None:
                 _copy_attributes(target, status, file.fileno())
             os.fsync(file.fileno())
-        check()
-        if lock is None:
-            temporary.replace(target)
-        else:
-            lock.put_in_place(target)
+        expected.check()
+        if lock is not None:
+            lock.confirm()
+        if expected.text is None or not _put_in_place(temporary, text, status is not None, expected, lock):
+            if lock is None:
+                temporary.replace(target)
+            else:
+                lock.put_in_place(target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -156,6 +171,30 @@ def _replace(
         _remove_stale(target)
     else:
         remove_abandoned(lock, target)
+
+
+def _put_in_place(temporary: Path, text: str, is_there: bool, expected: _Expected, lock: Lock | None) -> bool:
+    """Renames, but never over a text that isn't the expected one; False where the file system can't."""
+    try:
+        if not is_there:
+            return create(temporary, expected.target)
+        if not exchange(temporary, expected.target):
+            return False
+    except (FileExistsError, FileNotFoundError) as error:
+        if lock is not None:
+            lock.confirm()
+        # Made, or removed, since it was looked at.
+        raise expected.refuse() from error
+    try:
+        was = read_text(temporary)
+    except EditError:
+        # Who broke the lock just now has removed it; the new text is in its place.
+        return True
+    if was != expected.text:
+        exchange_back(temporary, expected.target, text, read_text)
+        raise expected.refuse()
+    temporary.unlink()
+    return True
 
 
 def _beside(target: Path) -> Path:

@@ -191,7 +191,7 @@ class Blocks:
 
     def last_line(self, start: int, end: int) -> int:
         """Line behind the last line of that range that isn't blank; `start` when all are."""
-        while end > start and not self.lines[end - 1].strip():
+        while end > start and is_blank(self.lines[end - 1]):
             end -= 1
         return end
 
@@ -220,6 +220,11 @@ class Blocks:
                 return
             if self._tokens[i].type == "bullet_list_open" and self._tokens[i].level == level + 1:
                 yield from self._bullets(i)
+
+
+def is_blank(line: str) -> bool:
+    """Whether Markdown takes a line for blank; Python strips more, a non-breaking space among it."""
+    return not line.strip(" \t\r\n")
 
 
 def plain(text: str) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from autobatch.edits.markdown_blocks import Blocks, Bullet, Row, Section, Table, pad_cell, plain
+from autobatch.edits.markdown_blocks import Blocks, Bullet, Row, Section, Table, is_blank, pad_cell, plain
 from autobatch.edits.plan_values import BulletText, BulletValue, one_line
 from autobatch.errors import EditError
 
@@ -253,7 +253,7 @@ def _append(blocks: Blocks, bullets: tuple[Bullet, ...], text: str) -> str:
 def _add_bullet(blocks: Blocks, at: int, bullet: str) -> str:
     """Adds a line to a list, and a blank one when what follows would become a part of the bullet."""
     below = blocks.lines[at] if at < len(blocks.lines) else ""
-    is_apart = not below.strip() or re.match(r"[ \t]|[-*+][ \t]|#", below)
+    is_apart = is_blank(below) or re.match(r"[ \t]|[-*+][ \t]|#", below)
     return blocks.insert(at, [bullet] if is_apart else [bullet, ""])
 
 

@@ -90,6 +90,9 @@ def compose(text: str, name: str, loader: Loader = LOADER) -> Use | None:
     Raises:
         EditError: not YAML, or several documents; with the line.
     """
+    if text.startswith("\ufeff"):
+        # Parsers pass over one; to them, a second one is a part of the first key, or it isn't.
+        raise EditError(f"{name}:1: the file begins with two byte order marks: remove one")
     unprintable = yaml.reader.Reader.NON_PRINTABLE.search(text)
     if unprintable:
         line = text.count("\n", 0, unprintable.start()) + 1

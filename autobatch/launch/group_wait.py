@@ -92,12 +92,15 @@ def wait_for_groups(submissions: Sequence[GroupSubmission], tell: Tell) -> list[
 
 def without_result(job_id: str, log: Path) -> str:
     """What to say of a job that ended without a last word: its log, and how that ends."""
-    said = f"the probe's job {job_id} ended without a result; its log: {log}\n{_last_lines(log)}"
-    return said.rstrip()
+    lines = [f"    {line}" for line in _last_lines(log)]
+    return "\n".join([f"the probe's job {job_id} ended without a result; its log: {log}", *lines]).rstrip()
 
 
-def _last_lines(log: Path, count: int = 15) -> str:
+def _last_lines(log: Path, count: int = 15) -> list[str]:
+    """From the job's own last message on, where it could write one, to the end."""
     try:
-        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
     except OSError:
-        return ""
+        return []
+    messages = [number for number, line in enumerate(lines) if line.startswith("autobatch: ")]
+    return lines[messages[-1] :] if messages else lines

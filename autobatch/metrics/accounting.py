@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -76,8 +77,10 @@ def job_output(job_id: str, *, ask: Ask = ask) -> Path | None:
     shown = ask("scontrol", "show", "job", job_id) or ""
     for line in shown.splitlines():
         name, _, value = line.strip().partition("=")
-        if name == "StdOut" and value and Path(value).is_file():
-            return Path(value)
+        # A path may be too long to ask for.
+        with suppress(OSError):
+            if name == "StdOut" and value and Path(value).is_file():
+                return Path(value)
     return None
 
 
@@ -85,7 +88,7 @@ def _from_sacct(listed: str, job_ids: Sequence[str]) -> dict[str, JobAccount]:
     accounts = {}
     for line in listed.splitlines():
         cells = line.split("|")
-        if len(cells) != len(_FIELDS) or cells[0] not in job_ids or not cells[1]:
+        if len(cells) != len(_FIELDS) or cells[0] not in job_ids or not cells[1].strip():
             continue
         job_id, state, start, end, elapsed, tres, nodes = cells
         accounts[job_id] = JobAccount(
@@ -94,7 +97,7 @@ def _from_sacct(listed: str, job_ids: Sequence[str]) -> dict[str, JobAccount]:
             state.split()[0],
             _time(start),
             _time(end),
-            int(elapsed) if elapsed.isdigit() else None,
+            _count(elapsed),
             _allocated_gpus(tres),
             "" if nodes == "None assigned" else nodes,
         )
@@ -127,10 +130,12 @@ def _from_scontrol(shown: str, job_id: str) -> JobAccount | None:
 def _allocated_gpus(tres: str) -> int | None:
     """GPUs in ``billing=8,cpu=8,gres/gpu=2,gres/gpu:a100=2,mem=64G,node=1``; None when none are counted."""
     counts = dict(item.partition("=")[::2] for item in tres.split(","))
-    if counts.get("gres/gpu", "").isdigit():
-        return int(counts["gres/gpu"])
-    typed = [int(n) for name, n in counts.items() if name.startswith("gres/gpu:") and n.isdigit()]
-    return sum(typed) if typed else None
+    total = _count(counts.get("gres/gpu", ""))
+    if total is not None:
+        return total
+    typed = [_count(count) for name, count in counts.items() if name.startswith("gres/gpu:")]
+    known = [count for count in typed if count is not None]
+    return sum(known) if known else None
 
 
 def _requested_gpus(tres_per_node: str, nodes: str) -> int | None:
@@ -140,23 +145,29 @@ def _requested_gpus(tres_per_node: str, nodes: str) -> int | None:
         for item in tres_per_node.split(",")
         if (
             match := re.fullmatch(
-                r"(?:gres[:/])?gpu(?::[A-Za-z][\w.]*|:\d+g\.[\w.]+)?(?::(\d+))?(?:\(.*)?", item
+                r"(?:gres[:/])?gpu(?::[A-Za-z][\w.]*|:\d+g\.[\w.]+)?(?::([0-9]{1,9}))?(?:\(.*)?", item
             )
         )
     ]
-    nodes = nodes.partition("-")[0]
-    return sum(counts) * int(nodes) if counts and nodes.isdigit() else None
+    most = _count(nodes.partition("-")[0])
+    return sum(counts) * most if counts and most is not None else None
+
+
+def _count(text: str) -> int | None:
+    """A whole number as Slurm prints one."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _time(text: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(text)
+        # Without a zone, as Slurm prints it by default: times are compared with those of other sources.
+        return datetime.fromisoformat(text).replace(tzinfo=None)
     except ValueError:  # Unknown, None, N/A
         return None
 
 
 def _seconds(text: str) -> int | None:
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    match = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})", text)
     if not match:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())

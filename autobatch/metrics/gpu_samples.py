@@ -116,14 +116,16 @@ def _last_attempt(lines: Iterator[str]) -> list[GpuSample]:
     # A line that a dying node left may hold NUL bytes, or be longer than csv takes.
     usable = (line.replace("\0", "") for line in lines if len(line) < csv.field_size_limit())
     columns: dict[str, int] = {}
+    width = 0
     samples: list[GpuSample] = []
     earlier: list[GpuSample] = []
     for row in csv.reader(usable, skipinitialspace=True, quoting=csv.QUOTE_NONE):
         if row and row[0].strip() == "timestamp":
             columns = {re.sub(r"\s*\[.*", "", cell).strip(): at for at, cell in enumerate(row)}
+            width = len(row)
             earlier = samples or earlier
             samples = []
-        elif len(row) == len(columns):
+        elif columns and len(row) == width:
             sample = _sample(row, columns)
             if sample is not None:
                 samples.append(sample)

@@ -65,6 +65,8 @@ def job_logs(run_dir: Path) -> dict[Job, list[Path]]:
     """
     script = _script(run_dir)
     header = script.header if script is not None else {}
+    # No path holds a NUL byte; a damaged script may.
+    header = {name: value for name, value in header.items() if "\0" not in value}
     found: dict[Job, list[Path]] = {}
     for pattern in (*_DEFAULT_PATTERNS, header.get("output", ""), header.get("error", "")):
         for job, path in _matching(run_dir, pattern, header):
@@ -141,11 +143,19 @@ def _disk_log(run_dir: Path, script: SlurmScript | None, slurm_logs: Iterable[Pa
                 named = match.group(1).strip().decode("utf-8", "replace")
         losses += _last_losses(log)
     if named is not None:
-        return next((base / named for base in bases if (base / named).is_file()), None)
+        return next((base / named for base in bases if _is_file(base / named)), None)
     candidates = _by_config(run_dir, script, bases)
     if not any_log:
         return next(iter(candidates), None)
     return next((path for path in candidates if losses and _has_any(path, losses)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a log may name what no file can be called."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _by_config(run_dir: Path, script: SlurmScript | None, bases: Iterable[Path]) -> list[Path]:
@@ -160,8 +170,12 @@ def _by_config(run_dir: Path, script: SlurmScript | None, bases: Iterable[Path])
     if not isinstance(log_dir, str):
         return []
     pattern = glob.escape(name) if isinstance(name, str) else "log_*.txt"
-    found = {path.resolve(): path for base in bases for path in (base / log_dir).glob(pattern)}
-    return sorted(found.values(), key=lambda path: (_begun(path), path.stat().st_mtime), reverse=True)
+    try:
+        found = {path.resolve(): path for base in bases for path in (base / log_dir).glob(pattern)}
+        return sorted(found.values(), key=lambda path: (_begun(path), path.stat().st_mtime), reverse=True)
+    except (OSError, ValueError, NotImplementedError):
+        # A name that no file can have, or an absolute one, which glob doesn't take.
+        return []
 
 
 def _begun(path: Path) -> int:

@@ -207,7 +207,8 @@ def _is_packed(config: Mapping[str, Any]) -> bool | None:
 
 
 def _is_natural(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Whether it is a number above 0 that floats can be made of."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
 
 
 def _count(text: bytes) -> int:

@@ -21,7 +21,7 @@ _STEP = re.compile(rb"\bStep (\d{1,15}) \| ")
 _VALUE = re.compile(rb"(\w+):([-+.\w]+)(?= |$)")
 #: ``1|40|Loss: 10.48:  16%|###  | 40/250 [00:19<01:44,  2.00it/s]``: epoch, step, loss, steps of this epoch.
 _BAR = re.compile(
-    rb"(\d{1,9})\|(\d{1,15})\|Loss: ([^:|\s]+): +\d+%\|[^|]*\| (\d{1,15})/(\d{1,15}) \[((?:\d{1,9}:)+\d{1,9})<"
+    rb"(\d{1,9})\|(\d{1,15})\|Loss: ([^:|\s]+): +\d+%\|[^|]*\| (\d{1,15})/(\d{1,15}) \[((?:\d{1,9}:){1,3}\d{1,9})<"
 )
 _BAR_HEAD = re.compile(rb"\r(\d{1,9})\|(\d{1,15})\|Loss: ")
 _LINE_END = re.compile(rb"[\r\n]|$")
@@ -134,13 +134,16 @@ class StepLines:
         latest = max((bar.last_step for bar in self.bars.values()), default=0)
         if len(heads) < count or (numbers and numbers[0] < latest) or any(map(gt, numbers, numbers[1:])):
             return False
-        if not self._read_regular_steps(block):
-            return False
+        bars = []
         for epoch, step in dict(heads).items():
             # The first that shows the step: the bar is drawn again with it when the next step is done.
             start = block.index(b"%b|%b|Loss: " % (epoch, step))
             end = _LINE_END.search(block, start)
-            self.read_bar(block[start : end.start() if end else None])
+            bars.append(block[start : end.start() if end else None])
+        if not all(map(_BAR.search, bars)) or not self._read_regular_steps(block):
+            return False
+        for bar in bars:
+            self.read_bar(bar)
         return True
 
     def _read_regular_steps(self, block: bytes) -> bool:

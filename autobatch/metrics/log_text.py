@@ -45,7 +45,9 @@ def blocks(path: Path) -> Iterator[bytes]:
 
 def lines(block: bytes) -> list[bytes]:
     """The lines of a block. One that a carriage return ended, not a line feed, still ends with it."""
-    return block.replace(b"\r", b"\r\n").split(b"\n")
+    found = block.replace(b"\r", b"\r\n").split(b"\n")
+    # What is behind the last line feed is the next block's; an empty line there would end a config.
+    return found if found[-1] else found[:-1]
 
 
 def shown(line: bytes, most: int = 500) -> str:

@@ -23,6 +23,8 @@ from autobatch.metrics.log_packing import PackingLines
 from autobatch.metrics.log_steps import StepLines, number
 from autobatch.metrics.log_text import blocks, lines
 from autobatch.metrics.records import LogMetrics
+from autobatch.runs.findings import Findings
+from autobatch.runs.yaml_source import check_text
 
 __all__ = ["find_logs", "read_logs"]
 
@@ -94,7 +96,7 @@ class _Training:
             recipe=self.recipe,
             config=self.config,
             packing=self.packing.metrics(self.config, self.recipe, epoch),
-            steps=steps.last_step or int(summary.get("global_step", 0)),
+            steps=steps.last_step or _whole(summary.get("global_step", 0)),
             epochs=steps.epochs(),
             peak_memory_gib=self._peaks(),
             tokens_per_second=summary.get("tokens_per_second_per_gpu") if speed is None else speed,
@@ -239,12 +241,21 @@ class _Reader:
             return
 
 
+def _whole(value: float) -> int:
+    """A number of steps; 0 for what isn't one."""
+    return int(value) if 0 <= value < 2**63 else 0
+
+
 def _mapping_of(text: Sequence[bytes]) -> Mapping[str, Any]:
     """A YAML mapping; empty when it isn't one, or not yet."""
     import yaml
 
     try:
-        loaded = yaml.safe_load(b"\n".join(text).decode("utf-8", "replace"))
+        config = b"\n".join(text).decode("utf-8", "replace")
+        # Loaded, merge keys of merge keys would take forever.
+        if check_text(config, Path("log"), Findings()) is None:
+            return {}
+        loaded = yaml.safe_load(config)
     except Exception:  # whatever PyYAML's constructors raise on what was never meant as YAML
         return {}
     return loaded if isinstance(loaded, dict) and all(isinstance(key, str) for key in loaded) else {}

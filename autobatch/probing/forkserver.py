@@ -61,8 +61,14 @@ _DRIVER = Path("/dev/nvidiactl")
 #: A child that finds CUDA initialised by its parent ends with this status (an unused one of sysexits.h).
 CUDA_INHERITED = 79
 
+#: Holds the id of the process that the server serves.
+SERVED = "AUTOBATCH_SERVED"
+
+#: Imported before anything else: the server ends with that process.
+_FIRST = "autobatch.probing.served"
+
 #: For the server alone: a trial is to look like a training.
-FOR_THE_SERVER_ALONE = ("PYTORCH_NVML_BASED_CUDA_CHECK", "PYTHONSAFEPATH")
+FOR_THE_SERVER_ALONE = ("PYTORCH_NVML_BASED_CUDA_CHECK", "PYTHONSAFEPATH", SERVED)
 
 #: With the first, `torch.cuda.is_available()` asks NVML and leaves the driver alone, which matters in the server;
 #: tiktoken keeps copies of tokenizer files under a hash of their path as written, so that two runs with
@@ -128,9 +134,9 @@ class ForkServer:
         cold: bool = False,
         ranks: bool = False,
     ) -> None:
-        os.environ.update(_ENVIRONMENT | dict(environment))
+        os.environ.update({**_ENVIRONMENT, **environment, SERVED: str(os.getpid())})
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(preloaded(device, ranks=ranks))
+        context.set_forkserver_preload([_FIRST, *preloaded(device, ranks=ranks)])
         self._context: ForkServerContext | SpawnContext = (
             multiprocessing.get_context("spawn") if cold else context
         )
