@@ -14,7 +14,7 @@ help:
 	@echo "make slurm-demo  the same on a one-node Slurm cluster (root): probe, and training that waits for it"
 	@echo "make test   run every test"
 	@echo "make lint   ruff and mypy --strict"
-	@echo "make bench  probe against plain tune run at every batch size (exactness; takes a while)"
+	@echo "make bench  autobatch beside accelerate, Lightning and halving by hand (takes a while; installs them)"
 	@echo "make clean  remove .venv, demo-run/ and caches"
 
 # torch first and by itself: as another package's dependency, pip would fetch a build with CUDA packages.
@@ -41,7 +41,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m tests.benchmarks.exactness
+	$(BIN)/python -m tests.benchmarks.peers --environment $(VENV)/peers
 
 clean:
 	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
