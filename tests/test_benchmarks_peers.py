@@ -18,6 +18,7 @@ from tests.benchmarks.packing_scale import counts, counts_or_error, differences
 from tests.benchmarks.peers_curves import ANSWERS, CARD_BYTES, KINDS, TARGET_BYTES, all_curves, make_curve
 from tests.benchmarks.peers_judging import PLAIN, SEEDED, Attempt, Found, cheaper_by_their_rule, failed_bars
 from tests.benchmarks.peers_on_curves import NoisySearches, _searched
+from tests.benchmarks.peers_on_run import largest_within
 from tests.benchmarks.peers_worker import CurveTraining, Log, find
 
 MIB = 2**20
@@ -145,6 +146,18 @@ def test_peers_are_measured_by_their_own_rule_too() -> None:
 def test_wrong_answers_on_noisy_curves_are_counted() -> None:
     assert NoisySearches(400, 400, 4, 7).failed_bars() == []
     assert NoisySearches(400, 398, 4, 7).failed_bars() == ["noisy curves: 2 of 400 answers are wrong"]
+
+
+@pytest.mark.parametrize("near", [1, 5, 6, 11])
+def test_the_true_size_is_found_from_anywhere(near: int) -> None:
+    run = []
+
+    def peak(batch_size: int) -> int:
+        run.append(batch_size)
+        return 100 + 10 * batch_size
+
+    assert largest_within(peak, 155, near) == 5
+    assert {5, 6} <= set(run)
 
 
 def test_an_environment_that_is_there_is_not_made_again(tmp_path: Path) -> None:

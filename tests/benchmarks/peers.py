@@ -159,7 +159,7 @@ def _run_section(run: Sequence[Found]) -> list[str]:
         f"{CASE.run.name}: the demo's LoRA on this CPU, with a capacity of "
         f"{CASE.capacity_bytes / 2**20:.0f} MiB. The others train in a process with so much data and no more "
         "(RLIMIT_DATA), where torch's allocator then raises its error; what is true, and the peaks, are those "
-        "of plain `tune run`s at every size. autobatch's seconds include starting processes, packing and the "
+        "of plain `tune run`s. autobatch's seconds include starting processes, packing and the "
         "estimate, halving's its jobs' starts; accelerate's and Lightning's begin with everything imported.",
         "",
         *table(run),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from autobatch.records import Trial, Verdict
 from autobatch.runs.out_of_memory import is_out_of_memory
 from tests.benchmarks.cases import CASES, TARGET
 from tests.benchmarks.exactness import in_a_process_of_its_own
-from tests.benchmarks.judging import true_answer
 from tests.benchmarks.peers_judging import PLAIN, SEEDED, Attempt, Found
 from tests.benchmarks.peers_worker import STARTING_BATCH_SIZE, TOOLS
 from tests.benchmarks.plain import parse_step_log, run_plain
@@ -47,9 +47,11 @@ def on_run(python: Path, scratch: Path) -> list[Found]:
     in_a_process_of_its_own(scratch, CASE.run)
     run_dir = scratch / CASE.run.name
     searched = {tool: _probe(run_dir, estimate=tool == SEEDED) for tool in (SEEDED, PLAIN)}
-    peaks = _plain_peaks(run_dir, scratch)
-    true = true_answer(peaks, int(CASE.capacity_bytes * TARGET)) or 0
-    own = true_answer(peaks, CASE.capacity_bytes) or 0
+    plain = _PlainRuns(run_dir, scratch)
+    true = largest_within(plain.peak, int(CASE.capacity_bytes * TARGET), near=searched[PLAIN]["answer"] or 1)
+    row_bytes = plain.peak(true + 1) - plain.peak(true)
+    near = true + (CASE.capacity_bytes - plain.peak(true)) // row_bytes
+    own = largest_within(plain.peak, CASE.capacity_bytes, near)
     recipe = _recipe(python)
     _check_limit(python, run_dir, recipe, own)
     for tool in TOOLS:
@@ -67,7 +69,7 @@ def on_run(python: Path, scratch: Path) -> list[Found]:
             own=own if tool in TOOLS else true,
             attempts=tuple(Attempt(**trial) for trial in found["trials"]),
             seconds=found["seconds"],
-            peak=None if peaks.get(found["answer"]) is None else peaks[found["answer"]] / CASE.capacity_bytes,
+            peak=plain.peak(found["answer"]) / CASE.capacity_bytes if found["answer"] else None,
         )
         for tool, found in searched.items()
     ]
@@ -96,24 +98,49 @@ def _attempt(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _plain_peaks(run_dir: Path, scratch: Path) -> dict[int, int]:
-    """Peaks of plain runs at 1, 2, ... up to the first that takes more than the capacity."""
-    peaks: dict[int, int] = {}
-    while max(peaks.values(), default=0) <= CASE.capacity_bytes:
-        size = len(peaks) + 1
-        with tempfile.TemporaryDirectory(dir=scratch) as output:
+class _PlainRuns:
+    """Peaks of plain `tune run`s, each trained once.
+
+    Args:
+        run_dir: the run.
+        scratch: for what they write.
+    """
+
+    def __init__(self, run_dir: Path, scratch: Path) -> None:
+        self._run_dir = run_dir
+        self._scratch = scratch
+        self._peaks: dict[int, int] = {}
+
+    def peak(self, batch_size: int) -> int:
+        """Resident memory when the last step had been logged."""
+        if batch_size not in self._peaks:
+            self._peaks[batch_size] = self._train(batch_size)
+        return self._peaks[batch_size]
+
+    def _train(self, batch_size: int) -> int:
+        with tempfile.TemporaryDirectory(dir=self._scratch) as output:
             run = run_plain(
-                run_dir,
+                self._run_dir,
                 CASE.run.recipe_name,
-                size,
+                batch_size,
                 steps=_STEPS,
                 output_dir=Path(output),
                 device="cpu",
                 environment=_EXPORTS,
             )
-        peaks[size] = run.trained_bytes or run.peaks_bytes["resident"]
-        print(f"  plain, batch_size {size}: {peaks[size] / 2**20:.1f} MiB, {run.seconds:.1f} s", flush=True)
-    return peaks
+        peak = run.trained_bytes or run.peaks_bytes["resident"]
+        print(f"  plain, batch_size {batch_size}: {peak / 2**20:.1f} MiB, {run.seconds:.1f} s", flush=True)
+        return peak
+
+
+def largest_within(peak: Callable[[int], int], most_bytes: int, near: int) -> int:
+    """The largest batch_size whose peak is within `most_bytes`, looked for from `near` on."""
+    size = near
+    while size and peak(size) > most_bytes:
+        size -= 1
+    while peak(size + 1) <= most_bytes:
+        size += 1
+    return size
 
 
 def _search(python: Path, run_dir: Path, recipe: str, tool: str) -> Any:
