@@ -219,9 +219,9 @@ def test_random_packings_are_compared() -> None:
 
 
 COSTS = [
-    Cost(TUNE, (5.0, 6.0, 7.0), 3000),
-    Cost("autobatch --help", (0.1, 0.2, 9.0), 150),
-    Cost("autobatch status RUN", (0.3, 0.4, 0.5), 300),
+    Cost(TUNE, (5.0, 6.0, 7.0), (4.0,), 3000),
+    Cost("autobatch --help", (0.1, 0.2, 9.0), (0.1,), 150),
+    Cost("autobatch status RUN", (0.3, 0.4, 0.5), (0.3,), 300),
 ]
 
 
@@ -230,7 +230,7 @@ COSTS = [
     [
         pytest.param(COSTS, [], id="as it should be"),
         pytest.param(
-            [*COSTS, Cost("slow", (6.5,), 3000)],
+            [*COSTS, Cost("slow", (6.5,), (6.5,), 3000)],
             ["slow: 6.50 s, tune --help 6.00", "slow: 3000.00 modules, tune --help 3000.00"],
             id="as dear as tune",
         ),
@@ -240,7 +240,7 @@ def test_a_bar_of_the_cold_costs_that_fails_is_named(costs: list[Cost], failed: 
     facts = {"cpu": "a CPU", "cores": 2, "versions": {"python": "3"}, "date": "today"}
 
     assert cold_costs.failed_bars(costs) == failed
-    assert "| autobatch --help | 0.20 | 0.10 | 150 | 3 % | 5 % |" in cold_costs.report(facts, costs)
+    assert "| autobatch --help | 0.20 | 0.10 | 0.10 | 150 | 3 % | 5 % |" in cold_costs.report(facts, costs)
 
 
 @pytest.mark.parametrize("name", ["peers", "packing_scale", "cold_costs"])

@@ -9,6 +9,7 @@ else the machine does meanwhile meets all of them. Exit status 1 when a bar fail
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,9 @@ REPEATS = 11
 #: What the others are compared with.
 TUNE = "tune --help"
 
-HEADER = ("command", "seconds, median", "least", "modules", "of tune's seconds", "of tune's modules")
+HEADER = (
+    "command", "seconds, median", "least", "processor, median", "modules", "of tune's seconds", "of tune's modules",
+)  # fmt: skip
 
 #: A console script as pip writes it, and what has it leave the number of modules that it ended with.
 _SCRIPT = "import sys; from {module} import main; sys.exit(main())"
@@ -48,11 +51,13 @@ class Cost:
     Attributes:
         command: as typed.
         seconds: of each run.
+        cpu_seconds: of the processor in each.
         modules: in memory when it ended.
     """
 
     command: str
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
     modules: int
 
     @property
@@ -87,17 +92,21 @@ def measure(place: Path, repeats: int) -> list[Cost]:
     }
     count = place / "modules"
     modules: dict[str, int] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for name, (module, words) in commands.items():
         code = _COUNTING.format(count=str(count)) + _SCRIPT.format(module=module)
         _call([sys.executable, "-c", code, *words])
         modules[name] = int(count.read_text())
     for _ in range(repeats):
         for name, (module, words) in commands.items():
-            began = time.monotonic()
+            began, used = time.monotonic(), _cpu_seconds()
             _call([sys.executable, "-c", _SCRIPT.format(module=module), *words])
-            seconds[name].append(time.monotonic() - began)
-    return [Cost(name, tuple(seconds[name]), modules[name]) for name in commands]
+            seconds[name].append((time.monotonic() - began, _cpu_seconds() - used))
+    costs = []
+    for name in commands:
+        clock, cpu = zip(*seconds[name], strict=True)
+        costs.append(Cost(name, clock, cpu, modules[name]))
+    return costs
 
 
 def failed_bars(costs: Sequence[Cost]) -> list[str]:
@@ -124,6 +133,7 @@ def report(facts: dict[str, Any], costs: Sequence[Cost]) -> list[str]:
             cost.command,
             f"{cost.median:.2f}",
             f"{min(cost.seconds):.2f}",
+            f"{median(cost.cpu_seconds):.2f}",
             str(cost.modules),
             f"{100 * cost.median / tune.median:.0f} %",
             f"{100 * cost.modules / tune.modules:.0f} %",
@@ -145,6 +155,12 @@ def report(facts: dict[str, Any], costs: Sequence[Cost]) -> list[str]:
 
 def _by_name(costs: Sequence[Cost]) -> dict[str, Cost]:
     return {cost.command: cost for cost in costs}
+
+
+def _cpu_seconds() -> float:
+    """Of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _call(words: Sequence[str]) -> None:
