@@ -143,6 +143,25 @@ def test_peers_are_measured_by_their_own_rule_too() -> None:
     ]
 
 
+def test_the_report_names_what_fails() -> None:
+    facts = {
+        "cpu": "a CPU",
+        "cores": 2,
+        "versions": {"torch": "2"},
+        "peers": {"lightning": "2"},
+        "date": "today",
+    }
+    noisy = NoisySearches(400, 400, 4, 7)
+    dear = replace(PEER, attempts=attempts(*range(300, 189, -10)))
+
+    good, bad = (peers.report(facts, [*OURS, peer], OURS, [PEER], noisy) for peer in (dear, PEER))
+
+    assert "All bars hold." in good
+    assert "Bars that fail:" in bad
+    assert f"- {failed_bars([*OURS, PEER])[0]}" in bad
+    assert any("exact in 400 of 400 searches" in line for line in good)
+
+
 def test_wrong_answers_on_noisy_curves_are_counted() -> None:
     assert NoisySearches(400, 400, 4, 7).failed_bars() == []
     assert NoisySearches(400, 398, 4, 7).failed_bars() == ["noisy curves: 2 of 400 answers are wrong"]

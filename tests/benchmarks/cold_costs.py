@@ -33,7 +33,8 @@ REPEATS = 11
 TUNE = "tune --help"
 
 HEADER = (
-    "command", "seconds, median", "least", "processor, median", "modules", "of tune's seconds", "of tune's modules",
+    "command", "seconds, median", "least", "processor, median", "modules", "of tune's seconds",
+    "of tune's modules",
 )  # fmt: skip
 
 #: A console script as pip writes it, and what has it leave the number of modules that it ended with.
