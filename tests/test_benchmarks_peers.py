@@ -154,7 +154,7 @@ def test_the_report_names_what_fails() -> None:
     noisy = NoisySearches(400, 400, 4, 7)
     dear = replace(PEER, attempts=attempts(*range(300, 189, -10)))
 
-    good, bad = (peers.report(facts, [*OURS, peer], OURS, [PEER], noisy) for peer in (dear, PEER))
+    good, bad = (peers.report(facts, [*OURS, peer], [*OURS, PEER], OURS, noisy) for peer in (dear, PEER))
 
     assert "All bars hold." in good
     assert "Bars that fail:" in bad
