@@ -16,7 +16,7 @@ help:
 	@echo "make coverage  the same, and which lines and branches of autobatch/ no test reaches"
 	@echo "make mutation  the search and the edits with a mistake in them, one at a time: which do the tests miss?"
 	@echo "make lint   ruff and mypy --strict"
-	@echo "make bench  probe against plain tune run at every batch size (exactness; takes a while)"
+	@echo "make bench  autobatch beside accelerate, Lightning and halving by hand (takes a while; installs them)"
 	@echo "make clean  remove .venv, demo-run/ and caches"
 
 # torch first and by itself: as another package's dependency, pip would fetch a build with CUDA packages.
@@ -54,7 +54,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m tests.benchmarks.exactness
+	$(BIN)/python -m tests.benchmarks.peers --environment $(VENV)/peers
 
 clean:
 	rm -rf $(VENV) demo-run mutants .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -22,6 +22,7 @@ from autobatch.packing.density import (
     blocks_to_sample,
     density_from_blocks,
     density_of,
+    density_of_lengths,
     least_examples,
 )
 from autobatch.packing.logs import packing_progress
@@ -128,6 +129,89 @@ class TestAgainstTorchtune:
             Pack((2, 3), continues=True),
         ]
         assert [pack.examples for pack in read] == [2, 1, 1]
+
+
+@st.composite
+def packings(draw: st.DrawFn) -> tuple[list[int], int, bool, int | None]:
+    """(lengths, max_seq_len, split_across_pack, max_packs) as PackedDataset may be given them."""
+    max_seq_len, split = draw(st.integers(1, 40)), draw(st.booleans())
+    longest = max_seq_len * draw(st.integers(1, 4)) if split else max_seq_len
+    lengths = draw(st.lists(st.integers(1, longest), max_size=50))
+    return lengths, max_seq_len, split, draw(st.none() | st.integers(0, 30))
+
+
+class TestOfLengths:
+    @given(packings())
+    @settings(deadline=None, max_examples=300)
+    def test_as_torchtune_packs(self, made: tuple[list[int], int, bool, int | None]) -> None:
+        lengths, max_seq_len, split, max_packs = made
+
+        density = density_of_lengths(lengths, max_seq_len, split_across_pack=split, max_packs=max_packs)
+
+        assert (density.packs, density.examples, density.tokens) == counts_of_torchtune(*made)
+
+    def test_an_example_longer_than_a_pack(self) -> None:
+        with pytest.raises(ValueError, match="an example has 9 tokens, more than max_seq_len 8"):
+            density_of_lengths([3, 9], 8)
+
+        assert density_of_lengths([3, 9], 8, split_across_pack=True).packs == 2
+
+    @pytest.mark.parametrize(
+        ("settings", "same"),
+        [
+            pytest.param({}, True, id="whole examples"),
+            pytest.param(
+                {"_component_": "torchtune.datasets.text_completion_dataset", "column": "output"},
+                True,
+                id="split across packs",
+            ),
+            pytest.param(
+                {"_component_": "tests.recipes.datasets.two_packs", "packed": True}, True, id="max_packs"
+            ),
+            pytest.param(
+                {"_component_": "tests.recipes.datasets.packs_of_its_own", "packed": True},
+                False,
+                id="packs of its own",
+            ),
+        ],
+    )
+    def test_a_count_is_what_building_gives(
+        self, run: Path, settings: dict[str, Any], same: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        section = read_run(run, ProbeRequest(str(run))).resolved()["dataset"]
+        if "torchtune" in settings.get("_component_", "torchtune"):
+            kept = ("_component_", "source", "data_files", "split", "packed")
+            section = {**(section if not settings else {key: section[key] for key in kept}), **settings}
+        else:
+            section = settings
+        packed = density_in(built(run, dataset=section))
+
+        counted = density_in(built(run, dataset=section, rows=False))
+
+        assert (counted.examples, counted.packs, counted.tokens) == (
+            packed.examples,
+            packed.packs,
+            packed.tokens,
+        )
+        assert counted.packs > 1
+        # What was counted was not packed: torchtune's own method has no part in it.
+        monkeypatch.setattr("torchtune.datasets.PackedDataset._split_and_add_pack", None)
+        assert ("density" in built(run, dataset=section, rows=False)) is same
+
+
+def counts_of_torchtune(
+    lengths: Sequence[int], max_seq_len: int, split: bool, max_packs: int | None
+) -> tuple[int, int, int]:
+    """(packs, examples that begin in them, tokens) of a PackedDataset; an example's first token is 1."""
+    from torchtune.datasets import PackedDataset
+
+    examples = [{"tokens": ([1] + [2] * (length - 1))[:length], "labels": [2] * length} for length in lengths]
+    with redirect_stderr(io.StringIO()):
+        packs = PackedDataset(
+            examples, max_seq_len=max_seq_len, split_across_pack=split, max_packs=max_packs
+        ).packs
+    began = sum(int((pack["tokens"] == 1).sum()) for pack in packs)
+    return len(packs), began, sum(int((pack["tokens"] != 0).sum()) for pack in packs)
 
 
 class TestDensity:
@@ -328,16 +412,20 @@ def run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def built(
-    run: Path, *, packed: bool = True, sample: int | None = None, dataset: object = None
+    run: Path,
+    *,
+    packed: bool = True,
+    sample: int | None = None,
+    dataset: object = None,
+    rows: bool = True,
 ) -> dict[str, Any]:
     """What `build` answers for a run, with another dataset section if given."""
     config = read_run(run, ProbeRequest(str(run))).resolved()
     if dataset is not None:
         config["dataset"] = dataset
     (run / "resolved.yaml").write_text(yaml.safe_dump(config))
-    spec = PackSpec(
-        str(run / "resolved.yaml"), packed, sample, str(run / "rows.pt"), str(run / "answer.json")
-    )
+    stored = str(run / "rows.pt") if rows else None
+    spec = PackSpec(str(run / "resolved.yaml"), packed, sample, stored, str(run / "answer.json"))
     build(spec)
     answer: dict[str, Any] = json.loads((run / "answer.json").read_text())
     return answer

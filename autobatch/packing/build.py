@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autobatch.packing.counting import count_packs
 from autobatch.packing.density import Pack, blocks_to_sample, density_from_blocks, density_of, least_examples
 from autobatch.records import Density, to_json
 
@@ -35,14 +36,14 @@ class PackSpec:
         config: path of the run's config, resolved, as YAML.
         packed: pack, or find the longest example.
         sample: pack only about so many examples.
-        rows: where to store rows for the trials.
+        rows: where to store rows for the trials; None where only the density is asked for.
         answer: where to write the density, or the error, as JSON.
     """
 
     config: str
     packed: bool
     sample: int | None
-    rows: str
+    rows: str | None
     answer: str
 
 
@@ -58,7 +59,8 @@ def build(spec: PackSpec) -> None:
     began = time.monotonic()
     try:
         density, rows, held = _packed(spec) if spec.packed else _longest(spec)
-        _store(rows, Path(spec.rows))
+        if spec.rows is not None:
+            _store(rows, Path(spec.rows))
         answer: dict[str, Any] = {
             "density": to_json(replace(density, seconds=time.monotonic() - began)),
             "held_bytes": max(0, held),
@@ -77,6 +79,10 @@ def _packed(spec: PackSpec) -> tuple[Density, list[dict[str, Any]], int]:
     max_seq_len = int(tokenizer.max_seq_len)
     if spec.sample is not None:
         return _sampled(config, tokenizer, spec.sample, max_seq_len)
+    if spec.rows is None:
+        counted = count_packs(lambda: _dataset(config, tokenizer, {"packed": True}))
+        if counted is not None and counted.packs:
+            return counted, [], 0
     dataset = _dataset(config, tokenizer, {"packed": True})
     rows = list(_rows(dataset))
     if not rows:

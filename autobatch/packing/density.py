@@ -1,12 +1,13 @@
 """Density arithmetic on integers: no torch, no torchtune.
 
-A pack is described by `Pack`; torchtune's rows are read into it by `autobatch.packing.build`.
+A pack is described by `Pack`; torchtune's rows are read into it by `autobatch.packing.build`. Of examples that
+nobody has packed, the lengths alone say how they would be.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autobatch.records import Density
@@ -49,6 +50,70 @@ def density_of(packs: Sequence[Pack], max_seq_len: int) -> Density:
         tokens=sum(sum(pack.lengths) for pack in packs),
         max_seq_len=max_seq_len,
         longest_example=max((length for pack in packs for length in pack.lengths), default=0),
+    )
+
+
+def density_of_lengths(
+    lengths: Iterable[int],
+    max_seq_len: int,
+    *,
+    split_across_pack: bool = False,
+    max_packs: int | None = None,
+) -> Density:
+    """The density that torchtune's PackedDataset would have, without making its packs.
+
+    Examples go into a pack in their order until the next doesn't fit; that one begins the next pack, or, split,
+    fills this one up first (`_pack` and `_split_and_add_pack` in torchtune/datasets/_packed.py).
+
+    Args:
+        lengths: tokens of each example, at least 1; gone through once.
+        max_seq_len: tokens of a pack.
+        split_across_pack: as PackedDataset has it.
+        max_packs: stop when there are so many; what isn't in them isn't counted.
+
+    Raises:
+        ValueError: an example is longer than a pack, and none is to be split.
+    """
+    packs = examples = tokens = longest = 0
+    # Of the pack that is being filled.
+    held = begun = 0
+    most = math.inf if max_packs is None else max_packs
+    for length in lengths if most else ():
+        if length > longest:
+            if length > max_seq_len and not split_across_pack:
+                raise ValueError(
+                    f"an example has {length} tokens, more than max_seq_len {max_seq_len}: raise "
+                    "tokenizer.max_seq_len or set split_across_pack: True"
+                )
+            longest = length
+        held += length
+        begun += 1
+        if held <= max_seq_len:
+            continue
+        if not split_across_pack:
+            packs, examples, tokens = packs + 1, examples + begun - 1, tokens + held - length
+            held, begun = length, 1
+        else:
+            # It begins in this pack only where there is room for its first token.
+            here = held - length < max_seq_len
+            full = int(min((held - 1) // max_seq_len, most - packs))
+            packs, tokens = packs + full, tokens + full * max_seq_len
+            held -= full * max_seq_len
+            # Where it begins in the pack after this one, that one may have been filled by it, too.
+            counted = begun if here or full > 1 else begun - 1
+            examples, begun = examples + counted, begun - counted
+        if packs >= most:
+            break
+    else:
+        if held:
+            packs, examples, tokens = packs + 1, examples + begun, tokens + held
+    return Density(
+        packed=True,
+        examples=examples,
+        packs=packs,
+        tokens=tokens,
+        max_seq_len=max_seq_len,
+        longest_example=longest,
     )
 
 

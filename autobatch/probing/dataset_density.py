@@ -86,7 +86,7 @@ class DensityMeter:
     ) -> tuple[Density | None, bool, str]:
         """(density, whether it was on file, why there is none)."""
         place = place_of_count(run.path / "probe", packed=packed)
-        store = DensityStore(run, place, packed=packed, sample=sample, in_memory=False)
+        store = DensityStore(run, place, packed=packed, sample=sample, in_memory=False, keep_rows=False)
         signature = data_signature(run.resolved(), run.working_dir)
         known = kept_density(run.path / "probe", signature, packed=packed)
         if known is not None and known.sampled_examples is None:

@@ -59,16 +59,25 @@ class DensityStore:
         packed: pack, or look for the longest example.
         sample: pack only about so many examples.
         in_memory: the dataset will be in the memory that is measured, so `held_bytes` must be right.
+        keep_rows: trials will read rows; without, only the density is counted.
     """
 
     def __init__(
-        self, run: HasDataset, directory: Path, *, packed: bool, sample: int | None, in_memory: bool
+        self,
+        run: HasDataset,
+        directory: Path,
+        *,
+        packed: bool,
+        sample: int | None,
+        in_memory: bool,
+        keep_rows: bool = True,
     ) -> None:
         self._run = run
         self._directory = directory
         self._packed = packed
         self._sample = sample
         self._in_memory = in_memory
+        self._keep_rows = keep_rows
         self.rows = directory / "rows.pt"
         self._kept = directory / "density.json"
 
@@ -112,7 +121,8 @@ class DensityStore:
         for left_over in (log, answer):
             left_over.unlink(missing_ok=True)
         config.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)), encoding="utf-8")
-        spec = PackSpec(str(config), self._packed, self._sample, str(self.rows), str(answer))
+        rows = str(self.rows) if self._keep_rows else None
+        spec = PackSpec(str(config), self._packed, self._sample, rows, str(answer))
         working_dir = str(self._run.working_dir)
         if self._in_memory:
             first = self._directory / "reading.log"
