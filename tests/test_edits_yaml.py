@@ -299,6 +299,7 @@ def test_five_megabytes() -> None:
 
 LINES = [
     pytest.param("a: 1\nbatch_size: 4\n", BATCH, 2, id="top"),
+    pytest.param("a: 1\ndataset:\n  packed: 1\n", ("dataset",), 2, id="of a section's key"),
     pytest.param(
         "\ufeff# c\r\ndataset:\r\n  a: 1\r\n  packed: 1\r\n", PACKED, 4, id="nested, CRLF, byte order mark"
     ),
