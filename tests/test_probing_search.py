@@ -259,7 +259,8 @@ def test_the_fitted_line_passes_between_peaks_that_are_off_it() -> None:
     fit = fit_line([Trial(b, Verdict.FITS, peak_bytes=peak) for b, peak in ((1, 100), (2, 240), (3, 200))])
 
     assert fit is not None
-    assert (fit.fixed_bytes, fit.per_sequence_bytes) == (pytest.approx(80), pytest.approx(50))
+    assert fit.fixed_bytes == pytest.approx(80)
+    assert fit.per_sequence_bytes == pytest.approx(50)
     assert fit.max_residual_fraction == pytest.approx(30 / 100)
 
 
