@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autobatch.edits.files import Change, edit_file, read_text, replace_file
+from autobatch.edits.together import refuse_unwritable
 from autobatch.errors import EditError
 
 
@@ -42,8 +46,8 @@ def test_any_bytes_survive_reading_and_writing(
 def test_reading_a_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(EditError) as refusal:
         read_text(tmp_path / "finetune.yaml")
-    assert str(refusal.value).startswith(
-        f"{tmp_path}/finetune.yaml: can't be read (No such file or directory)"
+    assert str(refusal.value) == (
+        f"{tmp_path}/finetune.yaml: can't be read (No such file or directory): check that it is there and readable"
     )
 
 
@@ -111,7 +115,9 @@ def test_content_of_an_editor_in_between_is_kept(tmp_path: Path) -> None:
 
     with pytest.raises(EditError) as refusal:
         edit_file(path, change)
-    assert str(refusal.value).startswith(f"{path}: changed while autobatch was running")
+    assert str(refusal.value) == (
+        f"{path}: changed while autobatch was running: it is left as it is now; run again to edit it"
+    )
     assert path.read_text() == "from the editor"
     assert names(tmp_path) == ["finetune.yaml"]
 
@@ -188,11 +194,15 @@ def test_targets_that_are_no_files(tmp_path: Path) -> None:
         with pytest.raises(EditError) as refusal:
             replace_file(tmp_path / name, "new", expected=None)
         messages[name] = str(refusal.value).removeprefix(f"{tmp_path}/")
-    assert messages["directory"].startswith("directory: isn't a regular file")
-    assert messages["pipe"].startswith("pipe: isn't a regular file")
-    assert messages["loop"].startswith("loop: can't be written")
-    assert messages["missing/finetune.yaml"].startswith(
-        "missing/finetune.yaml: can't be written (No such file"
+    as_it_was = "the file is as it was; make room and check the permissions of its directory, then run again"
+    assert messages["directory"] == "directory: isn't a regular file: give the path of a file"
+    assert messages["pipe"] == "pipe: isn't a regular file: give the path of a file"
+    assert messages["missing/finetune.yaml"] == (
+        f"missing/finetune.yaml: can't be written (No such file or directory): {as_it_was}"
+    )
+    # How Python words a loop of links depends on its version.
+    assert re.fullmatch(
+        rf"loop: can't be written \(.*(Symlink loop|Too many levels).*\): {as_it_was}", messages["loop"]
     )
     assert names(tmp_path) == ["directory", "loop", "pipe"]
 
@@ -207,14 +217,44 @@ def test_a_directory_that_cannot_be_written() -> None:
     assert str(refusal.value).startswith("/proc/self/runs_plan.md: can't be locked")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a protected file")
-def test_a_protected_file_stays(tmp_path: Path) -> None:
-    path = tmp_path / "finetune.yaml"
+def refused_to_a_user(action: Callable[[], object]) -> str:
+    """What the `EditError` says that `action` raises for a user who isn't root."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setresuid(65534, 65534, 65534)
+            action()
+        except EditError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as said:
+        return said.read()
+
+
+@pytest.fixture
+def for_all() -> Iterator[Path]:
+    """A directory where every user may write; those of pytest are closed to others."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o777)
+        yield Path(directory)
+
+
+def test_a_protected_file_stays(for_all: Path) -> None:
+    path = for_all / "finetune.yaml"
     path.write_text("old")
     path.chmod(0o444)
-    with pytest.raises(EditError) as refusal:
-        replace_file(path, "new", expected="old")
-    assert "write-protected" in str(refusal.value)
+    protected = "is write-protected: make it writable (chmod u+w), then run again"
+    assert refused_to_a_user(lambda: replace_file(path, "new", expected="old")) == f"{path}: {protected}"
+    assert refused_to_a_user(lambda: refuse_unwritable(path)) == f"{path}: {protected}"
+    for_all.chmod(0o755)
+    assert refused_to_a_user(lambda: refuse_unwritable(for_all / "new")) == (
+        f"{for_all}: {protected}" if os.geteuid() == 0 else ""
+    )
     assert path.read_text() == "old"
 
 

@@ -267,15 +267,26 @@ def test_a_name_is_only_text(name: str) -> None:
 def test_a_run_must_have_a_name() -> None:
     with pytest.raises(EditError) as refusal:
         set_plan_row(HEAD, " \n", SMALL, name="exp/runs_plan.md")
-    assert str(refusal.value).startswith("exp/runs_plan.md: a run without a name")
+    assert str(refusal.value) == ("exp/runs_plan.md: a run without a name has no row: name the run directory")
 
 
 @pytest.mark.parametrize("opening", ["```\n", "<!--\n", "<script>\n"])
 def test_refuses_to_write_into_a_block_that_is_not_closed(opening: str) -> None:
-    with pytest.raises(EditError) as refusal:
-        set_plan_row(f"# Plan\n\n{opening}x\n", "run1", ROW, name="exp/runs_plan.md")
-    assert str(refusal.value).startswith("exp/runs_plan.md: what was added isn't read back")
-    assert "closed" in str(refusal.value)
+    text = f"# Plan\n\n## Configuration\n\n{opening}x\n"
+    with pytest.raises(EditError) as row:
+        set_plan_row(text, "run1", ROW, name="exp/runs_plan.md")
+    with pytest.raises(EditError) as bullets:
+        set_plan_configuration(text, EPOCHS, name="exp/runs_plan.md")
+    with pytest.raises(EditError) as unnamed_row:
+        set_plan_row(text, "run1", ROW)
+    with pytest.raises(EditError) as unnamed_bullets:
+        set_plan_configuration(text, EPOCHS)
+    why = (
+        "what was added isn't read back, because a code fence or a comment above it isn't closed: "
+        "close it, then run again"
+    )
+    assert str(row.value) == str(bullets.value) == f"exp/runs_plan.md: {why}"
+    assert str(unnamed_row.value) == str(unnamed_bullets.value) == f"runs_plan.md: {why}"
 
 
 CONFIGURATION = """\
@@ -398,6 +409,8 @@ MERGED = [
     pytest.param("`a, b: c`: 4, run1: 4", "a, b: c", "`a, b: c`: 24, run1: 4", id="that name again"),
     pytest.param("`run1`: 4", "run1", "`run1`: 24", id="name in a code span"),
     pytest.param("run1: 4", "`x``", "run1: 4, ``` `x`` ```: 24", id="name with backticks"),
+    pytest.param("", "`x", "`` `x ``: 24", id="name that begins with a backtick"),
+    pytest.param("", "x`", "`` x` ``: 24", id="name that ends with a backtick"),
 ]
 
 
@@ -406,6 +419,10 @@ def test_per_run(current: str, run: str, merged: str) -> None:
     entry = PerRun(run, "24")
     assert entry.merge_into(current) == merged
     assert entry.merge_into(merged) == merged
+
+
+def test_a_comma_in_a_value_would_end_its_entry() -> None:
+    assert PerRun("run1", "24, held").merge_into("run1: 4, run2: 8") == "run1: 24; held, run2: 8"
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
@@ -562,6 +579,50 @@ def test_a_stated_value_keeps_the_users_reason() -> None:
 
     assert kept == before
     assert changed == "## Configuration\n\n- **Dataset packing**: False - ours\n"
+
+
+WRITTEN_BULLETS: list[tuple[str, dict[str, BulletValue], str]] = [
+    ("- **A**: 1\n", {"Sizes": PerRun("run1", "24")}, "- **A**: 1\n- **Sizes**: run1: 24\n"),
+    ("", {"Sizes": PerRun("run1", "24")}, "\n- **Sizes**: run1: 24\n"),
+    ("", {"Notes": ""}, "\n- **Notes**:\n"),
+    ("- **Notes**: old\n", {"Notes": ""}, "- **Notes**:\n"),
+    ("- **A**: 1\n", {"A": ("1", ("Why: see: there",))}, "- **A**: 1\n  - Why: see: there\n"),
+    (
+        "- **A**: 1\n",
+        {"A": ("1", (("Sizes", PerRun("run1", "24")),))},
+        "- **A**: 1\n  - Sizes: run1: 24\n",
+    ),
+    (
+        "- **Sizes**: run2: 8,\n  run3: 4\n",
+        {"Sizes": PerRun("run1", "24")},
+        "- **Sizes**: run2: 8, run3: 4, run1: 24\n",
+    ),
+    ("- **A**: 1\n\tstill 1\n", {"A": "2"}, "- **A**: 2\n"),
+    ("- **A**: 1\n## Next\n", {"B": "2"}, "- **A**: 1\n- **B**: 2\n## Next\n"),
+    (
+        "- **A**: 1\n  ```\n  x\n  ```\n",
+        {"A": ("1", ("Why: so",))},
+        "- **A**: 1\n  - Why: so\n  ```\n  x\n  ```\n",
+    ),
+    (
+        "- **A**: 1\n  - B: 2\n    - Why: deeper\n",
+        {"A": ("1", ("Why: so",))},
+        "- **A**: 1\n  - B: 2\n    - Why: deeper\n  - Why: so\n",
+    ),
+    ("- **A**: 1\n- ```\n  x\n  ```\n", {"B": "2"}, "- **A**: 1\n- **B**: 2\n- ```\n  x\n  ```\n"),
+    ("- **A**: 1\n-\n  x\n", {"B": "2"}, "- **A**: 1\n- **B**: 2\n\n-\n  x\n"),
+]
+
+
+@pytest.mark.parametrize("heading", ["## Configuration", "## Configuration:"])
+@pytest.mark.parametrize(("before", "bullets", "after"), WRITTEN_BULLETS)
+def test_what_is_written_where(
+    heading: str, before: str, bullets: dict[str, BulletValue], after: str
+) -> None:
+    edited = set_plan_configuration(f"{heading}\n{before}", bullets)
+
+    assert edited == f"{heading}\n{after}"
+    assert set_plan_configuration(edited, bullets) == edited
 
 
 def test_sub_bullets_can_be_shared_by_runs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,21 @@ def test_the_first_is_taken_back_when_the_second_changes_under_it(
         assert plan.read_text() == "mine 4\n"
 
 
+def test_all_that_were_written_are_taken_back(config: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("4\n")
+    second.write_text("4 4\n")
+
+    def while_an_editor_saves(text: str) -> str:
+        config.write_text("batch_size: 8\n")
+        return larger(text)
+
+    with pytest.raises(EditError, match="changed while autobatch was running"):
+        edit_together([Edit(first, larger), Edit(second, larger), Edit(config, while_an_editor_saves)])
+
+    assert (first.read_text(), second.read_text()) == ("4\n", "4 4\n")
+
+
 def test_what_could_not_be_written_is_known_beforehand(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "loop").symlink_to("loop")
@@ -97,4 +113,10 @@ def test_what_could_not_be_written_is_known_beforehand(tmp_path: Path) -> None:
             refused[name] = str(error)
 
     assert list(refused) == ["directory", "loop"]
-    assert refused["directory"].startswith(f"{tmp_path}/directory: isn't a regular file")
+    assert refused["directory"] == (
+        f"{tmp_path}/directory: isn't a regular file, and autobatch writes one there: move it away"
+    )
+    assert re.fullmatch(
+        rf"{tmp_path}/loop: can't be written \(.*(Symlink loop|Too many levels).*\): correct its path",
+        refused["loop"],
+    )

@@ -14,7 +14,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from autobatch.edits.yaml_format import Value
-from autobatch.edits.yaml_nodes import Loader
+from autobatch.edits.yaml_nodes import Loader, compose, equal_but_for
 from autobatch.edits.yaml_values import get_line, set_values
 from autobatch.errors import EditError
 
@@ -219,37 +219,139 @@ def test_writes_values_as_torchtune_does(value: Value, written: str, loader: Loa
     )
 
 
+ALIAS = "so setting it would change both: write the value out in one of the two places"
+NO_MAPPING = "1: the file holds no mapping: write it as key: value lines"
+TAGGED = "batch_size can't be set to 24 as it is written here (does it carry a tag?): set it by hand"
+
 REFUSED = [
-    pytest.param("batch_size: 4\nb: 1\nbatch_size: 5\n", BATCH_24, ":3: .*lines 1 and 3", id="duplicate key"),
-    pytest.param("dataset: {a: 1}\ndataset: {b: 1}\n", PACK, ":2: .*lines 1 and 2", id="duplicate parent"),
-    pytest.param("batch_size: &bs 4\nx: *bs\n", BATCH_24, ":1: .*alias on line 2", id="shared value"),
-    pytest.param("dataset: &d\n  a: 1\nx: *d\n", PACK, ":1: .*alias on line 3", id="shared mapping"),
-    pytest.param("d: &d {a: 1}\ndataset: *d\n", PACK, ":2: .*alias on line 2", id="parent is an alias"),
     pytest.param(
-        "dataset: &d {packed: False}\nx:\n  <<: *d\n", PACK, ":1: .*alias on line 3", id="merged elsewhere"
-    ),
-    pytest.param("batch_size: [4]\n", BATCH_24, ":1: .*a sequence", id="list"),
-    pytest.param("batch_size:\n  a: 4\n", BATCH_24, ":2: .*a mapping", id="mapping"),
-    pytest.param("a: 1\ndataset: null\n", PACK, ":2: dataset isn't a mapping", id="parent is null"),
-    pytest.param("dataset:\n- packed: False\n", PACK, ":2: dataset isn't a mapping", id="parent is a list"),
-    pytest.param("a: 1\n", PACK, ":1: there is no mapping dataset", id="parent is missing"),
-    pytest.param("batch_size: !!str 4\n", BATCH_24, ":1: .*tag", id="tag of another type"),
-    pytest.param("a: 1\nbatch_size: !mine 4\n", BATCH_24, ":2: .*tag", id="unknown tag"),
-    pytest.param(
-        "? batch_size\nb: 2\n", BATCH_24, ":1: batch_size can't be set", id="explicit key without a value"
+        "batch_size: 4\nb: 1\nbatch_size: 5\n",
+        BATCH_24,
+        "3: batch_size is there twice, on lines 1 and 3: keep one",
+        id="duplicate key",
     ),
     pytest.param(
-        "a: |\n  x", BATCH_24, ":1: .*would change other values", id="text without a newline is the last"
+        "dataset: {a: 1}\ndataset: {b: 1}\n",
+        PACK,
+        "2: dataset is there twice, on lines 1 and 2: keep one",
+        id="duplicate parent",
     ),
-    pytest.param("- 1\n", BATCH_24, ":1: the file holds no mapping", id="list as root"),
-    pytest.param("", BATCH_24, ":1: the file holds no mapping", id="empty file"),
-    pytest.param("# only\n", BATCH_24, ":1: the file holds no mapping", id="comment only"),
-    pytest.param("a: 1\n---\nbatch_size: 1\n", BATCH_24, ":2: a second document", id="two documents"),
-    pytest.param("a: 1\nb: 'x\n", BATCH_24, r":[23]: not valid YAML", id="unclosed quote"),
-    pytest.param("a: 1\nb: *x\n", BATCH_24, r":2: the alias \*x", id="alias without an anchor"),
-    pytest.param("a: &x 1\nb: &x 2\n", BATCH_24, ":2: the anchor &x", id="anchor defined twice"),
-    pytest.param("a: 1\nb: \x00\n", BATCH_24, r":2: the character '\\x00'", id="binary"),
-    pytest.param("a: 1\nb: \udce9\n", BATCH_24, r":2: the character .*UTF-8", id="not UTF-8"),
+    pytest.param(
+        "batch_size: &bs 4\nx: *bs\n",
+        BATCH_24,
+        f"1: batch_size is shared through the alias on line 2, {ALIAS}",
+        id="shared value",
+    ),
+    pytest.param(
+        "dataset: &d\n  a: 1\nx: *d\n",
+        PACK,
+        f"1: dataset.packed is shared through the alias on line 3, {ALIAS}",
+        id="shared mapping",
+    ),
+    pytest.param(
+        "d: &d {a: 1}\ndataset: *d\n",
+        PACK,
+        f"2: dataset.packed is shared through the alias on line 2, {ALIAS}",
+        id="parent is an alias",
+    ),
+    pytest.param(
+        "dataset: &d {packed: False}\nx:\n  <<: *d\n",
+        PACK,
+        f"1: dataset.packed is shared through the alias on line 3, {ALIAS}",
+        id="merged elsewhere",
+    ),
+    pytest.param(
+        "dataset:\n  packed: [4]\n",
+        PACK,
+        "2: dataset.packed holds a sequence, not a single value: set it to True by hand",
+        id="list",
+    ),
+    pytest.param(
+        "batch_size:\n  a: 4\n",
+        BATCH_24,
+        "2: batch_size holds a mapping, not a single value: set it to 24 by hand",
+        id="mapping",
+    ),
+    pytest.param(
+        "a: 1\ndataset: null\n",
+        PACK,
+        "2: dataset isn't a mapping, so it can't hold packed: set dataset.packed by hand",
+        id="parent is null",
+    ),
+    pytest.param(
+        "dataset:\n- packed: False\n",
+        PACK,
+        "2: dataset isn't a mapping, so it can't hold packed: set dataset.packed by hand",
+        id="parent is a list",
+    ),
+    pytest.param(
+        "a: 1\n", PACK, "1: there is no mapping dataset to hold packed: add dataset by hand", id="no parent"
+    ),
+    pytest.param(
+        "d:\n  a: 1\n",
+        {("d", "e", "f"): 1},
+        "2: there is no mapping d.e to hold f: add d.e by hand",
+        id="no parent deeper",
+    ),
+    pytest.param("batch_size: !!str 4\n", BATCH_24, f"1: {TAGGED}", id="tag of another type"),
+    pytest.param("a: 1\nbatch_size: !mine 4\n", BATCH_24, f"2: {TAGGED}", id="unknown tag"),
+    pytest.param(
+        "dataset:\n  packed: !mine 4\n",
+        PACK,
+        "2: dataset.packed can't be set to True as it is written here (does it carry a tag?): set it by hand",
+        id="unknown tag in a section",
+    ),
+    pytest.param(
+        "? batch_size\nb: 2\n",
+        BATCH_24,
+        "1: batch_size can't be set here without breaking the file: set it by hand",
+        id="explicit key without a value",
+    ),
+    pytest.param(
+        "# c\nd: {}\na: |\n  x",
+        {BATCH: 24, ("d", "e"): 1},
+        "2: setting batch_size, d.e would change other values: set it by hand",
+        id="text without a newline is the last",
+    ),
+    pytest.param("# c\n- 1\n", BATCH_24, NO_MAPPING.replace("1:", "2:"), id="list as root"),
+    pytest.param("", BATCH_24, NO_MAPPING, id="empty file"),
+    pytest.param("# only\n", BATCH_24, NO_MAPPING, id="comment only"),
+    pytest.param(
+        "a: 1\n---\nbatch_size: 1\n",
+        BATCH_24,
+        "2: a second document begins here: keep one document in the file",
+        id="two documents",
+    ),
+    pytest.param(
+        "a: 1\nb: 'x\n",
+        BATCH_24,
+        "3: not valid YAML (found unexpected end of stream): correct the file, then run again",
+        id="unclosed quote",
+    ),
+    pytest.param(
+        "a: 1\nb: *x\n",
+        BATCH_24,
+        "2: the alias *x has no anchor before it: define &x, or write the value",
+        id="alias without an anchor",
+    ),
+    pytest.param(
+        "a: &x 1\nb: &x 2\n",
+        BATCH_24,
+        "2: the anchor &x is defined a second time: rename it",
+        id="anchor defined twice",
+    ),
+    pytest.param(
+        "a: 1\nb: \x00\n",
+        BATCH_24,
+        "2: the character '\\x00' isn't allowed in YAML: remove it, or save the file as UTF-8",
+        id="binary",
+    ),
+    pytest.param(
+        "a: 1\nb: \udce9\n",
+        BATCH_24,
+        "2: the character '\\udce9' isn't allowed in YAML: remove it, or save the file as UTF-8",
+        id="not UTF-8",
+    ),
 ]
 
 
@@ -259,7 +361,49 @@ def test_refuses_what_it_cannot_do_safely(
 ) -> None:
     with pytest.raises(EditError) as refusal:
         set_values(text, values, name="run1/finetune.yaml", loader=loader)
-    assert re.match("run1/finetune.yaml" + message, str(refusal.value))
+    assert str(refusal.value) == f"run1/finetune.yaml:{message}"
+
+
+def test_a_text_without_a_name_is_called_yaml() -> None:
+    with pytest.raises(EditError) as refusal:
+        set_values("", BATCH_24)
+    assert str(refusal.value) == f"YAML:{NO_MAPPING}"
+
+
+OLD = "a: 1\nb: {c: 1, d: [1, 2], e: &e x}\nf: *e\n"
+
+
+@pytest.mark.parametrize(
+    ("new", "values", "equal"),
+    [
+        pytest.param("b: {c: 1, d: [1, 2], e: &e x}\nf: *e\n", [("a",)], True, id="removed"),
+        pytest.param(OLD.replace("a: 1", "a: [{}]"), [("a",)], True, id="of another kind"),
+        pytest.param(OLD + "g: 1\n", [("g",)], True, id="added"),
+        pytest.param(OLD.replace("c: 1", "c: 2"), [("b", "c")], True, id="deeper"),
+        pytest.param(OLD.replace("c: 1", "c: 2"), [("b",)], True, id="with all below"),
+        pytest.param(
+            OLD.replace("c: 1", "c: 2").replace("a: 1", "a: 3"), [("b", "c"), ("a",)], True, id="two"
+        ),
+        pytest.param(OLD.replace("1,", "1, # c\n "), [], True, id="only a comment"),
+        pytest.param(OLD.replace("c: 1", "c: 2"), [("c",)], False, id="the key elsewhere"),
+        pytest.param(OLD.replace("c: 1", "c: 2"), [("a",)], False, id="another"),
+        pytest.param(OLD.replace("c: 1", "c: '1'"), [("a",)], False, id="another type"),
+        pytest.param(OLD.replace("c: 1", "g: 1"), [("a",)], False, id="another key"),
+        pytest.param(OLD.replace("c: 1", "c: 1, g: 1"), [("b", "c")], False, id="one more beside"),
+        pytest.param(OLD.replace("1, 2", "1, 2, 3"), [("b", "c")], False, id="one more in a list"),
+        pytest.param(OLD.replace("1, 2", "1, 3"), [("b", "c")], False, id="another in a list"),
+        pytest.param(OLD.replace("[1, 2]", "{1: 2}"), [("b", "c")], False, id="a mapping for a list"),
+        pytest.param(OLD.replace("&e x", "&e y"), [("b", "e")], False, id="an alias changes with its anchor"),
+    ],
+)
+def test_two_documents_are_equal_but_for_some_values(
+    new: str, values: list[tuple[str, ...]], equal: bool, loader: Loader
+) -> None:
+    old_root, new_root = compose(OLD, "old", loader), compose(new, "new", loader)
+    assert old_root is not None
+    assert new_root is not None
+    assert equal_but_for(old_root.node, new_root.node, set(values)) == equal
+    assert equal_but_for(new_root.node, old_root.node, set(values)) == equal
 
 
 def test_an_alias_may_be_set_together_with_its_anchor(loader: Loader) -> None:
@@ -299,6 +443,7 @@ def test_five_megabytes() -> None:
 
 LINES = [
     pytest.param("a: 1\nbatch_size: 4\n", BATCH, 2, id="top"),
+    pytest.param("a: 1\ndataset:\n  packed: 1\n", ("dataset",), 2, id="of a section's key"),
     pytest.param(
         "\ufeff# c\r\ndataset:\r\n  a: 1\r\n  packed: 1\r\n", PACKED, 4, id="nested, CRLF, byte order mark"
     ),

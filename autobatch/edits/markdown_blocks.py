@@ -16,7 +16,7 @@ from markdown_it.token import Token
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _CELL_BREAK = re.compile(r"(?<!\\)\|")
-_LIST_MARKER = re.compile(r"[ \t]*[-*+](?:[ \t]+|$)")
+_LIST_MARKER = re.compile(r"[ \t]*[-*+][ \t]+")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Bullet:
 
     Attributes:
         start: line of the marker.
+        marker: with the white space on its sides.
         value_end: line behind those that the author meant as the bullet's text: an unindented line below
             belongs to the paragraph all the same, and has often only lost the blank line above it.
         end: line behind all that it holds.
@@ -55,6 +56,7 @@ class Bullet:
     """
 
     start: int
+    marker: str
     value_end: int
     end: int
     bullets: tuple[Bullet, ...] = ()
@@ -206,12 +208,13 @@ class Blocks:
                 continue
             paragraph = self._tokens[i + 1]
             start, end = _range(token)
-            if paragraph.type == "paragraph_open" and _LIST_MARKER.match(self.lines[start]):
+            marker = _LIST_MARKER.match(self.lines[start])
+            if paragraph.type == "paragraph_open" and marker:
                 end = self.last_line(start, end)
                 value_end = start + 1
                 while value_end < _range(paragraph)[1] and self.lines[value_end].startswith((" ", "\t")):
                     value_end += 1
-                yield Bullet(start, value_end, end, tuple(self._nested(i)))
+                yield Bullet(start, marker.group(), value_end, end, tuple(self._nested(i)))
 
     def _nested(self, item: int) -> Iterator[Bullet]:
         level = self._tokens[item].level

@@ -17,7 +17,7 @@ Everything else in the file, other rows and columns that the user added included
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from autobatch.edits.markdown_blocks import Blocks, Bullet, Row, Section, Table, is_blank, pad_cell, plain
 from autobatch.edits.plan_values import BulletText, BulletValue, one_line
@@ -189,7 +189,7 @@ def _set_bullet(text: str, label: str, value: BulletText) -> str:
     lists = blocks.lists(section)
     found = _find(blocks, [bullet for bullets in lists for bullet in bullets], label)
     if found:
-        return _set_value(blocks, found, value)
+        return _set_value(blocks, *found, value)
     new = f"**{label}**: {_merged(value, '')}"
     if not lists or not lists[0]:
         return _add_below(blocks, section, [f"- {new}".rstrip()])
@@ -208,33 +208,32 @@ def _set_sub_bullet(text: str, label: str, sub_label: str, value: BulletText) ->
     parent = _find(blocks, [bullet for bullets in blocks.lists(section) for bullet in bullets], label)
     if parent is None:
         return text
-    found = _find(blocks, parent.bullets, sub_label)
+    bullet = parent[0]
+    found = _find(blocks, bullet.bullets, sub_label)
     if found:
-        return _set_value(blocks, found, value)
+        return _set_value(blocks, *found, value)
     sub_bullet = f"{sub_label}: {_merged(value, '')}"
-    if parent.bullets:
-        return _append(blocks, parent.bullets, sub_bullet)
-    indent = " " * len(_marker(blocks, parent).expandtabs(4))
-    return _add_bullet(blocks, parent.value_end, f"{indent}- {sub_bullet}")
+    if bullet.bullets:
+        return _append(blocks, bullet.bullets, sub_bullet)
+    indent = " " * len(bullet.marker.expandtabs(4))
+    return _add_bullet(blocks, bullet.value_end, f"{indent}- {sub_bullet}")
 
 
 def _configuration(blocks: Blocks) -> Section | None:
-    return next(iter(blocks.sections(lambda title: title.rstrip(" :") == "configuration")), None)
+    return next(iter(blocks.sections(lambda title: bool(re.fullmatch("configuration[ :]*", title)))), None)
 
 
-def _find(blocks: Blocks, bullets: list[Bullet] | tuple[Bullet, ...], label: str) -> Bullet | None:
+def _find(blocks: Blocks, bullets: Iterable[Bullet], label: str) -> tuple[Bullet, re.Match[str]] | None:
+    """The first bullet with that label, and the match of its first line."""
     for bullet in bullets:
         match = _BULLET.match(blocks.lines[bullet.start])
         if match and plain(match["label"]) == plain(label):
-            return bullet
+            return bullet, match
     return None
 
 
-def _set_value(blocks: Blocks, bullet: Bullet, value: BulletText) -> str:
+def _set_value(blocks: Blocks, bullet: Bullet, match: re.Match[str], value: BulletText) -> str:
     lines = blocks.lines[bullet.start : bullet.value_end]
-    match = _BULLET.match(lines[0])
-    if match is None:
-        raise ValueError(f"{lines[0]!r} is no bullet with a label")
     current = " ".join(
         part for part in (match["value"].strip(), *(line.strip() for line in lines[1:])) if part
     )
@@ -247,7 +246,7 @@ def _set_value(blocks: Blocks, bullet: Bullet, value: BulletText) -> str:
 
 
 def _append(blocks: Blocks, bullets: tuple[Bullet, ...], text: str) -> str:
-    return _add_bullet(blocks, bullets[-1].end, (_marker(blocks, bullets[-1]) + text).rstrip())
+    return _add_bullet(blocks, bullets[-1].end, (bullets[-1].marker + text).rstrip())
 
 
 def _add_bullet(blocks: Blocks, at: int, bullet: str) -> str:
@@ -255,11 +254,6 @@ def _add_bullet(blocks: Blocks, at: int, bullet: str) -> str:
     below = blocks.lines[at] if at < len(blocks.lines) else ""
     is_apart = is_blank(below) or re.match(r"[ \t]|[-*+][ \t]|#", below)
     return blocks.insert(at, [bullet] if is_apart else [bullet, ""])
-
-
-def _marker(blocks: Blocks, bullet: Bullet) -> str:
-    match = re.match(r"[ \t]*[-*+][ \t]*", blocks.lines[bullet.start])
-    return match.group() if match else "- "
 
 
 def _column(title: str) -> str:

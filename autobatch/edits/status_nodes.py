@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from autobatch.edits.yaml_nodes import Loader, Node, Use, compose, equal_but_for, loaded, lookup
+from autobatch.edits.yaml_nodes import Node, Use, compose, equal_but_for, loaded, lookup
 from autobatch.edits.yaml_splices import Path, Value, same
 from autobatch.edits.yaml_values import shared_error
 from autobatch.errors import EditError
@@ -49,14 +49,14 @@ def is_null(node: Node) -> bool:
     return node.kind == "scalar" and not node.aliases and loaded(node) is None
 
 
-def check_edit(old: Use | None, edited: str, run: str, entry: Entry, name: str, loader: Loader) -> None:
+def check_edit(old: Use | None, edited: str, run: str, entry: Entry, name: str) -> None:
     """Raises an `EditError` when an edit did anything but set the values of `entry` in the entry of `run`."""
     line = old.line if old else 1
     failed = EditError(
         f"{name}:{line}: the entry of {run} can't be set without changing other values: set it by hand"
     )
     try:
-        new = compose(edited, name, loader)
+        new = compose(edited, name)
         item = find_entry(new, run, name)
     except EditError as error:
         raise failed from error
@@ -64,12 +64,11 @@ def check_edit(old: Use | None, edited: str, run: str, entry: Entry, name: str, 
         raise failed
     before, after = items_of(old), items_of(new)
     ours = find_entry(old, run, name)
-    pairs = list(zip(before, after, strict=False))
     if len(after) != len(before) + (ours is None) or (old is None and len(new.node.children) != 2):
         raise failed
     if old is not None and not equal_but_for(old.node, new.node, {(RUNS,)}):
         raise failed
-    for a, b in pairs:
+    for a, b in zip(before, after, strict=False):
         if not equal_but_for(a.node, b.node, _owned(a.node, entry) if a is ours else set()):
             raise failed
 
@@ -87,10 +86,7 @@ def _owned(item: Node, entry: Entry) -> set[Path]:
 
 
 def _is_set(item: Node, key: str, value: Value | Mapping[str, Value]) -> bool:
-    if isinstance(value, Mapping):
-        section = lookup(item, (key,))
-        if section is None or is_null(section[1].node):
-            return all(child is None for child in value.values())
-        return all(_is_set(section[1].node, *pair) for pair in value.items())
     found = lookup(item, (key,))
+    if isinstance(value, Mapping):
+        return all(_is_set(found[1].node, *pair) if found else pair[1] is None for pair in value.items())
     return same(loaded(found[1].node), value) if found else value is None

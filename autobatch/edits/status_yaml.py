@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from autobatch.edits.status_nodes import NAME, RUNS, Entry, check_edit, find_entry, is_null, items_of
 from autobatch.edits.yaml_format import format_value
-from autobatch.edits.yaml_nodes import LOADER, Loader, Node, Use, compose, loaded, lookup
+from autobatch.edits.yaml_nodes import Node, Use, compose, loaded, lookup
 from autobatch.edits.yaml_splices import (
     BOM,
     Path,
@@ -43,15 +43,7 @@ from autobatch.errors import EditError
 _STEP = 2
 
 
-def set_run(
-    text: str,
-    run: str,
-    entry: Entry,
-    *,
-    nulls: bool = False,
-    name: str = "runs_status.yaml",
-    loader: Loader = LOADER,
-) -> str:
+def set_run(text: str, run: str, entry: Entry, *, nulls: bool = False, name: str = "runs_status.yaml") -> str:
     """`text` with the keys of `entry` set in the entry of `run`.
 
         >>> print(set_run("", "run1", {"status": "planned", "metrics": {"steps": 7, "final_loss": None}}), end="")
@@ -68,7 +60,6 @@ def set_run(
             that is there becomes null, lest an old one be taken for this training's.
         nulls: write a key whose value isn't known also where it is missing.
         name: of the file, for messages.
-        loader: whose parser reads the text.
 
     Raises:
         EditError: that can't be done without changing something else; with file and line.
@@ -77,7 +68,7 @@ def set_run(
         raise EditError(f"{name}: {run!a}, a run's name, isn't UTF-8, as YAML must be: rename its directory")
     bom = BOM if text.startswith(BOM) else ""
     edit = _Edit(text[len(bom) :], run, entry, nulls, name)
-    root = compose(edit.text, name, loader)
+    root = compose(edit.text, name)
     if root is not None and root.node.kind == "scalar" and loaded(root.node) is None:
         root = None
     if root is not None and root.node.kind != "mapping":
@@ -91,7 +82,7 @@ def set_run(
     if not splices:
         return text
     edited = apply(edit.text, splices)
-    check_edit(root, edited, run, entry, name, loader)
+    check_edit(root, edited, run, entry, name)
     return bom + edited
 
 
@@ -109,10 +100,8 @@ class _Edit:
         """Adds the entry, and what is missing around it."""
         step = self._step(root)
         if root is None:
-            end = len(self.text)
-            begun = bool(self.text) and not self.text.endswith(("\n", "\r"))
             lines = [f"{RUNS}:", *indented(self._item(step, _STEP), _STEP)]
-            return [(end, end, ("\n" if begun else "") + "".join(f"{line}\n" for line in lines))]
+            return [below(self.text, len(self.text), lines)]
         found = root.node.entries(RUNS)
         if root.node.flow:
             raise self._error(
@@ -120,10 +109,10 @@ class _Edit:
             )
         if not found:
             lines = [f"{RUNS}:", *indented(self._item(step, _STEP), _STEP)]
-            return [insertion(self.text, root, None, lines, first=True)]
+            return [insertion(self.text, root, None, lines)]
         key, value = found[0]
         node = value.node
-        if value.is_alias or node.aliases:
+        if node.aliases:
             raise self._error(value.line, "runs is shared through an alias: write the list out")
         if is_null(node) or (node.kind == "sequence" and node.flow and not node.children):
             return self._fill(key, value, self._item(step, _STEP), _STEP)
@@ -190,22 +179,21 @@ class _Edit:
             raise shared_error(self.name, (self.run, key), use.line, use.node.aliases[0].line)
         if splices and not use.node.children:
             # An empty section in brackets gets all of its values in one go.
-            return [(splices[0][0], splices[0][1], ", ".join(piece for _, _, piece in splices))]
+            at, end, _ = splices[0]
+            return [(at, end, ", ".join(piece for _, _, piece in splices))]
         return splices
 
     def _insert(self, owner: Use, key: str, lines: list[str], order: list[str]) -> Splice:
         """Adds an entry to a mapping, below the last of those that come before it in `order`."""
         before = [NAME, *order[: order.index(key)]]
         neighbours = [pair for other in before for pair in owner.node.entries(other)]
-        return insertion(self.text, owner, neighbours[-1] if neighbours else None, lines, first=True)
+        return insertion(self.text, owner, neighbours[-1] if neighbours else None, lines)
 
     def _fill(self, key: Use, value: Use, lines: list[str], step: int) -> list[Splice]:
         """Puts lines below `key` in the place of a null or an empty list."""
-        start, end = value.start, value.end
-        if start < end:
-            start = len(self.text[:start].rstrip(" "))
+        start = len(self.text[: value.start].rstrip(" "))
         column = column_of(self.text, key.start)
-        return [(start, end, ""), below(self.text, max(key.end, end), indented(lines, column + step))]
+        return [(start, value.end, ""), below(self.text, value.end, indented(lines, column + step))]
 
     def _item(self, step: int, offset: int) -> list[str]:
         """The lines of a new entry, from its dash; values stand `offset` columns to the right of it."""

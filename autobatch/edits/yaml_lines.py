@@ -6,12 +6,10 @@ import re
 from collections.abc import Sequence
 
 from autobatch.edits.yaml_nodes import Use, compose, equal_but_for
+from autobatch.edits.yaml_splices import BOM, Path, last_break
 from autobatch.errors import EditError
 
-_BOM = "\ufeff"
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
-
-Path = tuple[str, ...]
 
 
 def remove_key(text: str, path: Path, *, name: str = "YAML") -> str:
@@ -28,7 +26,7 @@ def remove_key(text: str, path: Path, *, name: str = "YAML") -> str:
     Raises:
         EditError: the entry can't be removed without changing something else; with file and line.
     """
-    body = text.removeprefix(_BOM)
+    body = text.removeprefix(BOM)
     root = compose(body, name)
     found = _entry(root, path)
     if root is None or found is None:
@@ -66,13 +64,13 @@ def comment_above(text: str, path: Path, lines: Sequence[str], *, name: str = "Y
     Raises:
         EditError: `text` isn't YAML.
     """
-    body = text.removeprefix(_BOM)
+    body = text.removeprefix(BOM)
     found = _entry(compose(body, name), path)
     if found is None:
         return text
     start = _line_start(body, found[1].start)
     indent = body[start : found[1].start]
-    if found[0].node.flow or indent.strip(" "):
+    if found[0].node.flow or indent.strip():
         return text
     newline = _BREAK.search(body)
     ending = newline.group() if newline else "\n"
@@ -106,11 +104,11 @@ def _flow_span(owner: Use, key: Use) -> tuple[int, int]:
 
 def _lines_of(text: str, key: Use, value: Use) -> tuple[int, int]:
     start = _line_start(text, key.start)
-    if _line_start(text, value.end) == value.end and value.end > key.start:
+    if _line_start(text, value.end) == value.end:
         return start, value.end  # a block scalar ends behind its last newline
     newline = _BREAK.search(text, value.end)
     return start, newline.end() if newline else len(text)
 
 
 def _line_start(text: str, position: int) -> int:
-    return max((match.end() for match in _BREAK.finditer(text, 0, position)), default=0)
+    return last_break(text, position) + 1

@@ -57,7 +57,7 @@ def skip_properties(text: str, use: Use) -> int:
 
 
 def insertion(
-    text: str, owner: Use, neighbour: tuple[Use, Use] | None, lines: Sequence[str], *, first: bool
+    text: str, owner: Use, neighbour: tuple[Use, Use] | None, lines: Sequence[str], *, first: bool = True
 ) -> Splice:
     """Adds an entry to a mapping.
 
