@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,25 @@ def test_what_is_on_file_is_not_recorded_again(make_run: MakeRun, server: ForkSe
     kept.write_text("{", encoding="utf-8")
     with pytest.raises(NoEstimate, match="took longer"):
         recorded(subject, server, timeout_s=0.001, keep=kept)
+
+
+def test_a_config_is_resolved_in_one_thread_alone(config: Path, server: ForkServer) -> None:
+    threads = set()
+
+    def resolved() -> int:
+        threads.add(threading.current_thread())
+        return 0
+
+    OmegaConf.register_new_resolver("noting_threads", resolved)
+    try:
+        subject = read_subject(config, settings=("seed=${noting_threads:}",))
+        with pytest.raises(NoEstimate, match="took longer"):
+            recorded(subject, server, timeout_s=0.001, keep=None)
+    finally:
+        OmegaConf.clear_resolver("noting_threads")
+
+    # Two at once find each other's interpolations, and take them for recursive ones.
+    assert threads == {threading.current_thread()}
 
 
 def test_a_recipe_that_reads_values_is_refused_with_its_own_words(

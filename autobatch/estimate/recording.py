@@ -84,15 +84,16 @@ def recorded(
 
     with tempfile.TemporaryDirectory(prefix="autobatch-estimate-") as scratch:
 
-        def one(job: tuple[int, int]) -> dict[str, Any]:
-            batch_size, steps = job
+        def one(spec: TraceSpec) -> dict[str, Any]:
             left = timeout_s - (time.monotonic() - began)
-            return _record(subject, server, Path(scratch), batch_size, steps, left, stop_when_given_up)
+            return _record(spec, server, left, stop_when_given_up)
 
         # The third is only compared with the others, and one step does for that.
         jobs = [*((batch_size, STEPS) for batch_size in _ON_THE_LINE), (_CHECK, 1)]
+        # Before any thread: OmegaConf resolves a config in one at a time.
+        specs = [_specification(subject, Path(scratch), *job) for job in jobs]
         with ThreadPoolExecutor(max_workers=max(1, min(len(jobs), _cores()))) as pool:
-            waiting = [pool.submit(one, job) for job in jobs]
+            waiting = [pool.submit(one, spec) for spec in specs]
             try:
                 answers = [future.result() for future in waiting]
             except BaseException:
@@ -122,18 +123,11 @@ def _curve(answers: list[dict[str, Any]], *, cuda: bool, seconds: float) -> Reco
     return Recorded(curve, off, resident, memory, seconds)
 
 
-def _record(
-    subject: Subject,
-    server: ForkServer,
-    scratch: Path,
-    batch_size: int,
-    steps: int,
-    timeout_s: float,
-    on_wait: Callable[[], None],
-) -> dict[str, Any]:
-    config, answer, log = (scratch / f"{batch_size}.{ext}" for ext in ("yaml", "json", "log"))
+def _specification(subject: Subject, scratch: Path, batch_size: int, steps: int) -> TraceSpec:
+    """What a process needs to know, with its config written to `scratch`."""
+    config = scratch / f"{batch_size}.yaml"
     config.write_text(estimate_config(subject, batch_size, steps), encoding="utf-8")
-    spec = TraceSpec(
+    return TraceSpec(
         recipe=str(subject.recipe.path),
         config=str(config),
         working_dir=str(subject.working_dir),
@@ -142,8 +136,15 @@ def _record(
         batch_size=batch_size,
         world=subject.world,
         shards_on_host=shards_on_host(subject),
-        answer=str(answer),
+        answer=str(config.with_suffix(".json")),
     )
+
+
+def _record(
+    spec: TraceSpec, server: ForkServer, timeout_s: float, on_wait: Callable[[], None]
+) -> dict[str, Any]:
+    answer = Path(spec.answer)
+    log = answer.with_suffix(".log")
     ended = server.run(record, spec, log=log, timeout_s=max(0.0, timeout_s), on_wait=on_wait)
     if ended.timed_out:
         raise NoEstimate(f"the recipe on fake tensors took longer than {timeout_s:.0f} s")

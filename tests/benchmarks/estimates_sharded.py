@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server.start()
     if options.what == "measured":
         return _measured(server, options.json, options.markdown, options.only)
-    _configs(server, options.json, options.into, options.only)
+    _configs(server, options.json, options.into, options.only, as_is=options.as_is)
     return 0
 
 
@@ -115,7 +115,9 @@ _EXPLANATION = (
 )
 
 
-def _configs(server: ForkServer, kept: Path | None, into: Path | None, only: Sequence[str] | None) -> None:
+def _configs(
+    server: ForkServer, kept: Path | None, into: Path | None, only: Sequence[str] | None, *, as_is: bool
+) -> None:
     done = _kept(kept)
     chosen = [
         (f"{config.parent.name}/{config.stem}", config, recipe.name, ranks)
@@ -127,7 +129,7 @@ def _configs(server: ForkServer, kept: Path | None, into: Path | None, only: Seq
     chosen = [row for row in sorted(chosen) if not only or row[0] in only]
     for name, config, recipe, ranks in chosen:
         key = f"{name} {ranks}"
-        if key in done:
+        if key in done or as_is:
             continue
         done[key] = estimates.measure(
             functools.partial(read_subject, config, recipe, estimates.SETTINGS, processes_per_node=ranks),
@@ -136,13 +138,15 @@ def _configs(server: ForkServer, kept: Path | None, into: Path | None, only: Seq
         print("| " + " | ".join(_row(name, ranks, done[key])) + " |", flush=True)
         _keep(kept, done)
     header = (estimates.HEADER[0], "ranks", *estimates.HEADER[1:])
-    rows = [_row(name, ranks, done[f"{name} {ranks}"]) for name, _, _, ranks in chosen]
+    rows = [_row(n, ranks, done[f"{n} {ranks}"]) for n, _, _, ranks in chosen if f"{n} {ranks}" in done]
+    absent = sorted({name for name, _, _, ranks in chosen if f"{name} {ranks}" not in done})
     lines = [
         _SECTION,
         "",
         "As above, of each of 2 and of 8 ranks on one node. NCCL's own memory is outside of these figures.",
         "",
         *("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)),
+        *(("", f"Not estimated yet, on 2 ranks, on 8 or on both: {', '.join(absent)}.") if absent else ()),
     ]
     print("\n".join(lines))
     if into:
@@ -163,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", type=Path, help="write the table of the measured ones here")
     parser.add_argument("--json", type=Path, help="keep the figures here")
     parser.add_argument("--into", type=Path, help="put the configs' table at the end of this one")
+    parser.add_argument("--as-is", action="store_true", help="estimate nothing: the table of what is kept")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone")
     return parser
 
