@@ -43,11 +43,12 @@ def test_a_log_that_is_gone_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED without root: a disk that is full")
 def test_a_job_that_could_not_even_say_that_the_disk_is_full(tmp_path: Path) -> None:
-    with mounted("-t", "tmpfs", "-o", "size=64k", "none", at=tmp_path):
+    with mounted("-t", "tmpfs", "-o", "size=1m", "none", at=tmp_path):
         log = tmp_path / "inline.log"
         log.touch()
-        (tmp_path / "filling").write_bytes(bytes(60 * 1024))
+        with_room = without_result("28", log)
+        (tmp_path / "filling").write_bytes(bytes(2**20 - 4096))
 
         said = without_result("28", log)
 
-    assert said.splitlines()[1:] == ["    No space left on device: make room, then run again"]
+    assert said.splitlines() == [with_room, "    No space left on device: make room, then run again"]
