@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from autobatch.records import ProbeResult
 
 #: Seconds that a job on this machine takes to end after its last word.
 _ENDS_IN_S = 60.0
+
+#: Less than any of a job's last words needs, with what file systems keep back.
+_ROOM_BYTES = 2**16
 
 #: Hears of which group and run, and what happened.
 Tell: TypeAlias = Callable[[GroupSubmission, str, Event], None]
@@ -93,7 +97,17 @@ def wait_for_groups(submissions: Sequence[GroupSubmission], tell: Tell) -> list[
 def without_result(job_id: str, log: Path) -> str:
     """What to say of a job that ended without a last word: its log, and how that ends."""
     lines = [f"    {line}" for line in _last_lines(log)]
+    if _is_full(log.parent) and not any("No space left" in line for line in lines):
+        # Then the job couldn't say so.
+        lines.append("    No space left on device: make room, then run again")
     return "\n".join([f"the probe's job {job_id} ended without a result; its log: {log}", *lines]).rstrip()
+
+
+def _is_full(directory: Path) -> bool:
+    try:
+        return shutil.disk_usage(directory).free < _ROOM_BYTES
+    except OSError:
+        return False
 
 
 def _last_lines(log: Path, count: int = 15) -> list[str]:

@@ -230,7 +230,7 @@ def bombs(scene: Scene) -> Outcome:
     return Outcome(False, "it ran") if sentinel.exists() else outcome
 
 
-def _refused_at_once(scene: Scene, config: str, words: str, within_s: float = 10.0) -> Outcome:
+def _refused_at_once(scene: Scene, config: str, words: str, within_s: float = 60.0) -> Outcome:
     path = scene.run / "finetune.yaml"
     path.write_text(config)
     began = time.monotonic()
@@ -292,6 +292,6 @@ FAULTS = (
         probed=True,
     ),
     Fault("symlinked finetune.yaml", "the answer; the link stays, its target changes", symlink),
-    Fault("finetune.yaml of 5 MB", "2 and one message within 10 s", large),
-    Fault("YAML bombs and Python tags", "2 and one message within 10 s; nothing is executed", bombs),
+    Fault("finetune.yaml of 5 MB", "2 and one message within a minute", large),
+    Fault("YAML bombs and Python tags", "2 and one message within a minute; nothing is executed", bombs),
 )
