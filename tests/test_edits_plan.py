@@ -409,6 +409,11 @@ MERGED = [
     pytest.param("`a, b: c`: 4, run1: 4", "a, b: c", "`a, b: c`: 24, run1: 4", id="that name again"),
     pytest.param("`run1`: 4", "run1", "`run1`: 24", id="name in a code span"),
     pytest.param("run1: 4", "`x``", "run1: 4, ``` `x`` ```: 24", id="name with backticks"),
+    pytest.param("run2: 4,run1: 4", "run1", "run2: 4,run1: 24", id="no space behind the comma"),
+    pytest.param(",run1: 4", "run1", ",run1: 24", id="comma first"),
+    pytest.param(
+        "`a, run1: x`: 4", "run1", "`a, run1: x`: 4, run1: 24", id="name inside of another in a code span"
+    ),
     pytest.param("", "`x", "`` `x ``: 24", id="name that begins with a backtick"),
     pytest.param("", "x`", "`` x` ``: 24", id="name that ends with a backtick"),
 ]
@@ -423,6 +428,7 @@ def test_per_run(current: str, run: str, merged: str) -> None:
 
 def test_a_comma_in_a_value_would_end_its_entry() -> None:
     assert PerRun("run1", "24, held").merge_into("run1: 4, run2: 8") == "run1: 24; held, run2: 8"
+    assert PerRun("run1", "").merge_into("run1: 4, run2: 8") == "run1:, run2: 8"
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
@@ -558,6 +564,12 @@ def test_any_plan_gets_its_bullets_and_keeps_the_rest(text: str, newline: str) -
 @given(line=st.text("ab |\\`-:\t", max_size=20), end=st.sampled_from(["", "\n", "\r\n"]))
 def test_a_row_is_rendered_as_it_was(line: str, end: str) -> None:
     assert Row.parse(line + end).render() == line + end
+
+
+def test_a_new_table_has_empty_cells_where_nothing_is_known() -> None:
+    assert set_plan_row("", "run1", SMALL).splitlines()[-1] == (
+        "| run1 |       | 24         |        |                 |              |          |"
+    )
 
 
 def test_defaults_fill_empty_cells_only() -> None:

@@ -345,7 +345,7 @@ AFTER = BEFORE.replace("  owner: me", "  status: done\n  owner: me").replace(
         pytest.param("", AFTER[5:], id="an entry beside a new one"),
     ],
 )
-def test_an_edit_that_does_any_other_damage_is_refused(old: str, damage: str) -> None:
+def test_an_edit_that_does_other_damage_is_refused(old: str, damage: str) -> None:
     entry: Entry = {"status": "done", "metrics": {"steps": 7}}
     check_edit(compose(BEFORE, "f.yaml"), AFTER, "run1", entry, "f.yaml")
 
