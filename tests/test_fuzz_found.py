@@ -41,6 +41,12 @@ def test_a_line_that_only_looks_blank_stays_out_of_the_bullets() -> None:
     assert fuzz_markdown.check_bullets("## Configuration\n\x85") == "edited"
 
 
+def test_an_indented_heading_is_no_part_of_the_bullets_above_it() -> None:
+    text = "## Configuration\n  # Plan\n\n    ## Packing Analysis\n\n"
+
+    assert fuzz_markdown.check_bullets(text) == "refused"
+
+
 def test_a_second_byte_order_mark_is_refused() -> None:
     assert (
         fuzz_yaml.check_status(("\ufeff\ufeffruns: # \n", "run1", {"status": "planned"}, False)) == "refused"

@@ -152,11 +152,7 @@ class Blocks:
 
     def sections(self, is_wanted: Callable[[str], bool]) -> list[Section]:
         """Sections whose heading, in small letters and without emphasis, `is_wanted`."""
-        headings = [
-            (token, self._tokens[i + 1].content)
-            for i, token in enumerate(self._tokens)
-            if token.type == "heading_open" and token.level == 0
-        ]
+        headings = self._headings()
         found = []
         for i, (token, title) in enumerate(headings):
             if token.tag == "h2" and is_wanted(plain(title)):
@@ -165,6 +161,17 @@ class Blocks:
                 ends = [_range(other)[0] for other, _ in below if other.tag in ("h1", "h2")]
                 found.append(Section(_range(token)[1], starts[0], (*ends, len(self.lines))[0]))
         return found
+
+    def titles(self) -> list[str]:
+        """Text of every heading that isn't inside of something else."""
+        return [title for _, title in self._headings()]
+
+    def _headings(self) -> list[tuple[Token, str]]:
+        return [
+            (token, self._tokens[i + 1].content)
+            for i, token in enumerate(self._tokens)
+            if token.type == "heading_open" and token.level == 0
+        ]
 
     def tables(self, section: Section) -> list[Table]:
         """Tables of the section that aren't inside of something else."""

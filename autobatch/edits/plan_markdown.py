@@ -86,7 +86,7 @@ def set_plan_configuration(
         name: of the file, for messages.
 
     Raises:
-        EditError: the section ends in a block that isn't closed.
+        EditError: the section ends in a block that isn't closed, or before an indented heading.
     """
 
     def change(before: str) -> str:
@@ -100,7 +100,13 @@ def set_plan_configuration(
                 before = _set_sub_bullet(before, label, *sub_bullet)
         return before
 
-    return _twice(change, text, name)
+    after = _twice(change, text, name)
+    if Blocks(after).titles() != Blocks(text).titles():
+        raise EditError(
+            f"{name}: an indented heading would become a part of the list that is added above it: begin it at the "
+            "margin, then run again"
+        )
+    return after
 
 
 def _twice(change: Callable[[str], str], text: str, name: str) -> str:

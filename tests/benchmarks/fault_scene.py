@@ -27,7 +27,7 @@ MARK = "AUTOBATCH_BENCHMARK_SCENE"
 
 #: Seconds in which the processes of a probe that has ended must be gone.
 GONE_WITHIN_S = 5.0
-_TIMEOUT_S = 180.0
+_TIMEOUT_S = 600.0
 
 #: Files of the user's, relative to the experiment.
 OWN = ("run1/finetune.yaml", "run1/finetune.slurm", "runs_plan.md")
