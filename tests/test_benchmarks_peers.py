@@ -150,6 +150,7 @@ def test_the_report_names_what_fails() -> None:
         "versions": {"torch": "2"},
         "peers": {"lightning": "2"},
         "date": "today",
+        "load_average": 0.5,
     }
     noisy = NoisySearches(400, 400, 4, 7)
     dear = replace(PEER, attempts=attempts(*range(300, 189, -10)))

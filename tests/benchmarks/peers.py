@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(table(whole)), flush=True)
         run = [] if options.curves else on_run(python, Path(scratch))
     noisy = noisy_searches()
+    facts["load_average"] = round(os.getloadavg()[2], 1)
     lines = report(facts, whole, cut, run, noisy)
     print("\n".join(lines))
     if options.json:
@@ -109,7 +110,8 @@ def report(
     return [
         "# autobatch and the tools that are used instead",
         "",
-        f"{facts['cpu']}, {facts['cores']} cores; {ours}; the others with {theirs}; {facts['date']}.",
+        f"{facts['cpu']}, {facts['cores']} cores; {ours}; the others with {theirs}; {facts['date']}. "
+        f"Load average of the last 15 minutes: {facts['load_average']}.",
         "",
         "autobatch looks for the largest batch_size whose peak is within 70 % of the card, and the others for one "
         "that runs on all of it. `exact?` is about the first; `of its own largest` compares each with the "
