@@ -96,6 +96,25 @@ WHOLE_ROW = [
         f"## Packing Analysis\n\n| Epoch | Loss |\n|---|---|\n| 1 | 2 |\n\n{TABLE}",
         id="only another table in the section",
     ),
+    pytest.param("\n", "\n## Packing Analysis\n\n" + TABLE, id="only a blank line"),
+    pytest.param(
+        "# Plan\r", ("# Plan\n\n## Packing Analysis\n\n" + TABLE).replace("\n", "\r"), id="no section, CR"
+    ),
+    pytest.param(
+        f"## Packing Analysis\n\n## Next\n\n{HEAD[21:]}",
+        f"## Packing Analysis\n\n{TABLE}\n## Next\n\n{HEAD[21:]}",
+        id="table in the next section",
+    ),
+    pytest.param(
+        f"## Packing Analysis\n\n# Next\n\n{HEAD[21:]}",
+        f"## Packing Analysis\n\n{TABLE}\n# Next\n\n{HEAD[21:]}",
+        id="table below the next title",
+    ),
+    pytest.param(
+        f"## Packing Analysis\n\n### Runs\n\n{TABLE.replace('24', '4 ')}",
+        f"## Packing Analysis\n\n### Runs\n\n{TABLE}",
+        id="table below a heading inside the section",
+    ),
     pytest.param(PLANNED, PLANNED_AFTER, id="the planning document's table"),
     pytest.param(
         f"```markdown\n{PLANNED}```\n",
@@ -165,7 +184,9 @@ ROWS = [
     pytest.param("| RUN1 | 8 |\n", "| RUN1 | 8 |\n| run1 | 24         |\n", id="another case is another run"),
     pytest.param("| run10 | 8 |\n", "| run10 | 8 |\n| run1 | 24         |\n", id="prefix is another run"),
     pytest.param("run1 | 4\nrun2 | 8\n", "run1 | 24\nrun2 | 8\n", id="no outer pipes"),
+    pytest.param("| run2 | 8 |  ", "| run2 | 8 |  \n| run1 | 24         |  ", id="added, spaces at the end"),
     pytest.param("| run1 |\n", "| run1 | 24 |\n", id="short row"),
+    pytest.param("| run1\n", "| run1 | 24 |\n", id="short row without its last pipe"),
     pytest.param("| run1 | 4 | more |\n", "| run1 | 24 | more |\n", id="long row"),
     pytest.param(
         "| a `|` | b |\n| run1 | 4 |\n", "| a `|` | b |\n| run1 | 24 |\n", id="pipe in a code span splits"
@@ -179,7 +200,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("before", "after"), ROWS)
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 def test_row_of_a_table_that_is_there(before: str, after: str, newline: str) -> None:
     before, after = ((HEAD + rows).replace("\n", newline) for rows in (before, after))
     assert set_plan_row(before, "run1", SMALL) == after
@@ -191,6 +212,26 @@ COLUMNS = [
         "| batch  size | Note | RUN |\n|:--|:-:|--:|\n| 4 | keep | run1 |\n",
         "| batch  size | Note | RUN |\n|:--|:-:|--:|\n| 24 | keep | run1 |\n",
         id="found by name in any order, case and spacing",
+    ),
+    pytest.param(
+        "| BatchSize | Run |\n|---|---|\n| 4 |\n| 8 | run1 |\n",
+        "| BatchSize | Run |\n|---|---|\n| 4 |\n| 24 | run1 |\n",
+        id="Run last, and a row without it",
+    ),
+    pytest.param(
+        "Batch Size | Run\n--|--\n4 | run1\n",
+        "Batch Size | Run\n--|--\n24 | run1\n",
+        id="first cell, no outer pipes",
+    ),
+    pytest.param(
+        "  | Run | Batch Size |\n  |---|---|\n",
+        "  | Run | Batch Size |\n  |---|---|\n  | run1 | 24         |\n",
+        id="indented",
+    ),
+    pytest.param(
+        "| Run |\n|-----|\n| run1 |\n",
+        "| Run | Batch Size |\n|-----|------------|\n| run1 | 24         |\n",
+        id="one column",
     ),
     pytest.param(
         "| **Run** | `Batch_Size` |\n|---|---|\n| run1 | 4 |\n",
@@ -561,6 +602,18 @@ def test_any_plan_gets_its_bullets_and_keeps_the_rest(text: str, newline: str) -
     assert read_plan(after)[0] == read_plan(before)[0]
 
 
+def test_a_column_may_have_a_pipe_in_its_name() -> None:
+    before = "## Packing Analysis\n\n| Run | h \\| USD |\n|---|---|\n| run1 | 4 |\n"
+    assert set_plan_row(before, "run1", {"h | USD": "5"}) == before.replace("4", "5")
+
+
+def test_what_belongs_to_a_cell_and_what_stands_around_the_row() -> None:
+    assert Row.parse(" \t|X | Y| \r\n") == Row(" \t", True, ["X ", " Y"], True, " \r\n")
+    assert Row.parse("X|X\n") == Row("", False, ["X", "X"], False, "\n")
+    assert Row.parse("| a |\u00a0\n") == Row("", True, [" a ", "\u00a0"], False, "\n")
+    assert Row.parse("\u00a0| a\n") == Row("", False, ["\u00a0", " a"], False, "\n")
+
+
 @given(line=st.text("ab |\\`-:\t", max_size=20), end=st.sampled_from(["", "\n", "\r\n"]))
 def test_a_row_is_rendered_as_it_was(line: str, end: str) -> None:
     assert Row.parse(line + end).render() == line + end
@@ -573,14 +626,15 @@ def test_a_new_table_has_empty_cells_where_nothing_is_known() -> None:
 
 
 def test_defaults_fill_empty_cells_only() -> None:
-    before = "## Packing Analysis\n\n| Run | Model |\n|---|---|\n| a | my 1B |\n| b | |\n"
+    before = "## Packing Analysis\n\n| Run | Model |\n|---|---|\n| a | my 1B |\n| b | |\n| c |\n"
 
-    text = set_plan_row(
-        set_plan_row(before, "a", {}, defaults={"Model": "1B"}), "b", {}, defaults={"Model": "1B"}
-    )
+    text = before
+    for run in "abc":
+        text = set_plan_row(text, run, {}, defaults={"Model": "1B"})
 
     assert "| a | my 1B |" in text
     assert "| b | 1B |" in text.replace("  ", " ")
+    assert text.endswith("| c | 1B |\n")
 
 
 def test_a_stated_value_keeps_the_users_reason() -> None:

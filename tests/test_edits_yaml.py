@@ -293,6 +293,12 @@ REFUSED = [
         "2: there is no mapping d.e to hold f: add d.e by hand",
         id="no parent deeper",
     ),
+    pytest.param(
+        "d: 1\n",
+        {("d", "e", "f"): 1},
+        "1: d isn't a mapping, so it can't hold f: set d.e.f by hand",
+        id="no mapping two levels above",
+    ),
     pytest.param("batch_size: !!str 4\n", BATCH_24, f"1: {TAGGED}", id="tag of another type"),
     pytest.param("a: 1\nbatch_size: !mine 4\n", BATCH_24, f"2: {TAGGED}", id="unknown tag"),
     pytest.param(
@@ -408,8 +414,9 @@ def test_two_documents_are_equal_but_for_some_values(
 
 def test_an_alias_may_be_set_together_with_its_anchor(loader: Loader) -> None:
     text = "batch_size: &bs 4\neval_batch_size: *bs\n"
-    after = set_values(text, {BATCH: 24, ("eval_batch_size",): 8}, loader=loader)
-    assert after == "batch_size: &bs 24\neval_batch_size: 8\n"
+    after = "batch_size: &bs 24\neval_batch_size: 8\n"
+    assert set_values(text, {BATCH: 24, ("eval_batch_size",): 8}, loader=loader) == after
+    assert set_values(text, {("eval_batch_size",): 8, BATCH: 24}, loader=loader) == after
 
 
 def test_never_executes_a_tag(tmp_path: Path, loader: Loader) -> None:

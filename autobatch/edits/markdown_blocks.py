@@ -83,7 +83,7 @@ class Row:
     @classmethod
     def parse(cls, line: str) -> Row:
         body = line.strip("\r\n").strip(" \t")
-        at = line.index(body) if body else 0
+        at = line.index(body)
         cells = _CELL_BREAK.split(body)
         leading = len(cells) > 1 and not cells[0]
         trailing = len(cells) > 1 + leading and not cells[-1]

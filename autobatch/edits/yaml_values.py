@@ -184,8 +184,7 @@ def _verify(old: Use, edited: str, values: Mapping[Path, Value], name: str, load
 def _holds(node: Node, value: Value) -> bool:
     """Whether `value` is what is written there: same type, same value."""
     if isinstance(value, list):
-        items = node.children if node.kind == "sequence" else []
-        return node.kind == "sequence" and _all_hold([item.node for item in items], value)
+        return node.kind == "sequence" and _all_hold([item.node for item in node.children], value)
     if isinstance(value, dict):
         if node.kind != "mapping" or [key.node.text for key, _ in node.pairs()] != list(value):
             return False
