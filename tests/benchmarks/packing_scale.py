@@ -6,8 +6,7 @@
 
     python -m tests.benchmarks.packing_scale --markdown tests/benchmarks/results/packing-scale.md
 
-Exit status 1 when a bar fails (`packing_judging`), else 0. About ten minutes, and 12 GiB of memory for torchtune's
-packs.
+Exit status 1 when a bar fails (`packing_judging`), else 0. Some minutes.
 """
 
 from __future__ import annotations
