@@ -136,6 +136,12 @@ ADDED = [
     pytest.param(
         "dataset:\n  a: 1 # c\n\nb: 1\n", PACK, "dataset:\n  a: 1 # c\n  {}: True\n\nb: 1\n", id="nested"
     ),
+    pytest.param(
+        "dataset:\n  a: 1\n    # of a\nb: 1\n",
+        PACK,
+        "dataset:\n  a: 1\n    # of a\n  {}: True\nb: 1\n",
+        id="below a comment that belongs to the last",
+    ),
     pytest.param("dataset: {a: 1 }\n", PACK, "dataset: {a: 1, {}: True }\n", id="nested flow"),
     pytest.param(
         "dataset: {a: 1,\n  b: 2,}\n", PACK, "dataset: {a: 1,\n  b: 2, {}: True,}\n", id="trailing comma"
