@@ -111,6 +111,16 @@ ADDED = [
         "a: 1\r\nbatch_size: 4", STEPS_2, "a: 1\r\nbatch_size: 4\r\n{}: 2", id="CRLF, no final newline"
     ),
     pytest.param(
+        "batch_size: 4\r\nb: 1\r\n", STEPS_2, "batch_size: 4\r\n{}: 2\r\nb: 1\r\n", id="CRLF, first line"
+    ),
+    pytest.param(
+        "batch_size: |\r\n  4\r\nb: 1\n",
+        STEPS_2,
+        "batch_size: |\r\n  4\r\n{}: 2\r\nb: 1\n",
+        id="the line break above, of two kinds",
+    ),
+    pytest.param("\rbatch_size: 4", STEPS_2, "\rbatch_size: 4\r{}: 2", id="an empty line first, CR"),
+    pytest.param(
         "  batch_size: 4\n  b: 1\n", STEPS_2, "  batch_size: 4\n  {}: 2\n  b: 1\n", id="indented root"
     ),
     pytest.param(
