@@ -214,6 +214,11 @@ COLUMNS = [
         id="found by name in any order, case and spacing",
     ),
     pytest.param(
+        "| Run | Note | Batch Size |\n|---|---|---|\n| run1 | x\n",
+        "| Run | Note | Batch Size |\n|---|---|---|\n| run1 | x | 24 |\n",
+        id="short row of two cells without its last pipe",
+    ),
+    pytest.param(
         "| BatchSize | Run |\n|---|---|\n| 4 |\n| 8 | run1 |\n",
         "| BatchSize | Run |\n|---|---|\n| 4 |\n| 24 | run1 |\n",
         id="Run last, and a row without it",

@@ -111,6 +111,16 @@ ADDED = [
         "a: 1\r\nbatch_size: 4", STEPS_2, "a: 1\r\nbatch_size: 4\r\n{}: 2", id="CRLF, no final newline"
     ),
     pytest.param(
+        "batch_size: 4\r\nb: 1\r\n", STEPS_2, "batch_size: 4\r\n{}: 2\r\nb: 1\r\n", id="CRLF, first line"
+    ),
+    pytest.param(
+        "batch_size: |\r\n  4\r\nb: 1\n",
+        STEPS_2,
+        "batch_size: |\r\n  4\r\n{}: 2\r\nb: 1\n",
+        id="the line break above, of two kinds",
+    ),
+    pytest.param("\rbatch_size: 4", STEPS_2, "\rbatch_size: 4\r{}: 2", id="an empty line first, CR"),
+    pytest.param(
         "  batch_size: 4\n  b: 1\n", STEPS_2, "  batch_size: 4\n  {}: 2\n  b: 1\n", id="indented root"
     ),
     pytest.param(
@@ -135,6 +145,12 @@ ADDED = [
     ),
     pytest.param(
         "dataset:\n  a: 1 # c\n\nb: 1\n", PACK, "dataset:\n  a: 1 # c\n  {}: True\n\nb: 1\n", id="nested"
+    ),
+    pytest.param(
+        "dataset:\n  a: 1\n    # of a\nb: 1\n",
+        PACK,
+        "dataset:\n  a: 1\n    # of a\n  {}: True\nb: 1\n",
+        id="below a comment that belongs to the last",
     ),
     pytest.param("dataset: {a: 1 }\n", PACK, "dataset: {a: 1, {}: True }\n", id="nested flow"),
     pytest.param(
