@@ -173,6 +173,8 @@ def test_a_missing_file_is_created_only_on_demand(tmp_path: Path) -> None:
     change = edit_file(path, lambda text: text + "row\n", create="# Plan\n")
     assert change == Change(path, "", "# Plan\nrow\n", changed=True)
     assert path.read_text() == "# Plan\nrow\n"
+    edit_file(path, lambda text: text + "another\n", create="# Plan\n")
+    assert path.read_text() == "# Plan\nrow\nanother\n"
 
 
 def test_diff() -> None:

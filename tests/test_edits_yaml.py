@@ -201,6 +201,11 @@ UNCHANGED = [
     pytest.param(
         "a: &a {batch_size: 24}\nb: &b {batch_size: 4}\n<<: [*a, *b]\n", BATCH_24, id="first merge wins"
     ),
+    pytest.param(
+        "z: &z {q: 1}\na: &a {<<: [*z]}\nb: &b {batch_size: 24}\n<<: [*a, *a, *b]\n",
+        BATCH_24,
+        id="the last of several merges, the first of which merges too",
+    ),
     pytest.param("lr: 1.0e-05\n", {("lr",): 1e-5}, id="float"),
     pytest.param("name: 'a b'\n", {("name",): "a b"}, id="string"),
 ]
@@ -363,9 +368,9 @@ REFUSED = [
         id="anchor defined twice",
     ),
     pytest.param(
-        "a: 1\nb: \x00\n",
+        "\na: 1\nb: \x00\n",
         BATCH_24,
-        "2: the character '\\x00' isn't allowed in YAML: remove it, or save the file as UTF-8",
+        "3: the character '\\x00' isn't allowed in YAML: remove it, or save the file as UTF-8",
         id="binary",
     ),
     pytest.param(
