@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_dataset
 
 from autobatch.errors import Problem, RunProblems, UsageError
 from autobatch.records import PackingMode, ProbeRequest
@@ -494,6 +495,45 @@ def test_relative_paths_are_relative_to_where_the_job_runs(line: str, run: Path)
     assert len(problems_of(run)) == 2
     edit(run / "finetune.slurm", ("#SBATCH --partition=gpu", line))
     assert read(run).working_dir.resolve() == run.parent / "data"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "is_found"),
+    [
+        ("*", "data.json", True),
+        ("a]b", "../data/data.json", True),
+        ("*", "../data/data.json", False),
+        ("[x]", "data.json", False),
+        ("**a**", "data.json", False),
+    ],
+)
+def test_a_directory_that_is_taken_for_a_pattern(
+    name: str, data: str, is_found: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Hugging Face datasets finds the file, or doesn't."""
+    named = run.rename(run.parent / name)
+    (named.parent / "data").mkdir()
+    for directory in (named, named.parent / "data"):
+        (directory / "data.json").write_text('[{"input": "So?", "output": "So."}]')
+    edit(named / "finetune.yaml", ("data_files: data.json", f"data_files: {data}"))
+
+    monkeypatch.chdir(named)
+    try:
+        load_dataset("json", data_files=data, cache_dir=str(tmp_path / "cache"))
+    except (FileNotFoundError, ValueError):
+        found = False
+    else:
+        found = True
+
+    assert found is is_found
+    if is_found:
+        read(named)
+    else:
+        (problem,) = problems_of(named)
+        assert problem.what.startswith(
+            f"dataset.data_files: {named / data} is there, but Hugging Face datasets"
+        )
+        assert problem.remedy == "rename the directory"
 
 
 def test_a_chdir_that_is_not_there(run: Path) -> None:

@@ -235,12 +235,16 @@ def refuses_packs(config: RunConfig, device: str) -> bool:
 
 def check_files(config: RunConfig, working_dir: Path, load_weights: bool, findings: Findings) -> None:
     """The local files that the config names are there."""
-    for named in (
-        *data_files.tokenizer_files(config.values, working_dir),
-        *data_files.data_files(config.values, working_dir),
-    ):
+    of_dataset = data_files.data_files(config.values, working_dir)
+    for named in (*data_files.tokenizer_files(config.values, working_dir), *of_dataset):
         if not named.exists():
             _report_missing(config, named, findings)
+    for named in filter(data_files.is_taken_for_a_pattern, of_dataset):
+        findings.problem(
+            f"{named.key}: {named.path} is there, but Hugging Face datasets takes its *, ? or [ for a pattern",
+            config.where(named.key),
+            "rename the directory",
+        )
     _check_file_builders(config, findings)
     missing = [f for f in data_files.checkpoint_files(config.values, working_dir) if not f.exists()]
     for named in missing if load_weights else []:

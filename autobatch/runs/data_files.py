@@ -59,6 +59,21 @@ class NamedFile:
                 yield match
 
 
+def is_taken_for_a_pattern(named: NamedFile) -> bool:
+    """Whether Hugging Face datasets doesn't find a file that is there: it expands the directory's name, too.
+
+    Source: datasets 5.2, data_files.py, resolve_pattern: fsspec's glob, on the working directory and the path.
+    """
+    if named.is_pattern or _GLOB_CHARACTERS.isdisjoint(str(named.path)) or not named.exists():
+        return False
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        return not LocalFileSystem().glob(str(named.path))
+    except ValueError:
+        return True
+
+
 def data_files(config: Mapping[str, Any], working_dir: Path) -> list[NamedFile]:
     """What the `dataset` section (one dataset or a list of them) names."""
     dataset = config.get("dataset")
