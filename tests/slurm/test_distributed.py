@@ -82,7 +82,7 @@ def test_a_crash_on_the_second_node(two_nodes: Slurm, make_run: MakeRun) -> None
     run = prepared(make_run, "misbehaving_ranks.py", "misbehaviour: crash\non_rank: 1")
     before = files_of(run)
 
-    done = call(two_nodes, "probe", str(run), "--train")
+    done = call(two_nodes, "probe", str(run), "--no-estimate", "--train")
 
     probe, train = done.stdout.split()
     assert two_nodes.wait_for(probe, *_ENDED, timeout_s=120)["JobState"] == "FAILED"
@@ -96,7 +96,7 @@ def test_a_crash_on_the_second_node(two_nodes: Slurm, make_run: MakeRun) -> None
 def test_the_job_is_killed_while_a_rank_hangs(two_nodes: Slurm, make_run: MakeRun) -> None:
     run = prepared(make_run, "misbehaving_ranks.py", "misbehaviour: hang\non_rank: 1")
 
-    done = call(two_nodes, "probe", str(run))
+    done = call(two_nodes, "probe", str(run), "--no-estimate")
     second = run / "probe" / "trials" / "batch_size_1.rank1.events"
     wait_until(lambda: second.exists() and '"step"' in second.read_text(), timeout_s=120)
     assert len(ranks_of(run)) >= 2
