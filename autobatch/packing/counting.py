@@ -30,6 +30,7 @@ def count_packs(make_dataset: Callable[[], Any]) -> Density | None:
         try:
             made = make_dataset()
         except Exception:
+            # Made again as training makes it, it says why; or a component looks into its own packs.
             return None
     parts = made._datasets if type(made) is ConcatDataset else [made]
     # One of another class does with its packs what only it knows.
