@@ -65,7 +65,7 @@ def server_pid() -> int:
 
 
 if __name__ == "__main__":
-    server = ForkServer({"AUTOBATCH_TEST": "from the server's environment"})
+    server = ForkServer({"AUTOBATCH_TEST": "from the server's environment"}, cold=sys.argv[1] == "hang-cold")
     if sys.argv[1] == "environment":
         server.run(
             write_environment,

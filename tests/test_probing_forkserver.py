@@ -173,15 +173,26 @@ def test_on_wait_is_called_meanwhile(server: ForkServer, log: Path, tmp_path: Pa
     assert len(calls) >= 5
 
 
-def test_a_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "stopped"),
+    [
+        pytest.param("hang", False, id="forked"),
+        pytest.param("hang", True, id="forked and stopped"),
+        pytest.param("hang-cold", False, id="cold"),
+    ],
+)
+def test_a_child_dies_when_its_parent_is_killed(tmp_path: Path, how: str, stopped: bool) -> None:
     pids = tmp_path / "pids"
     parent = subprocess.Popen(
-        [sys.executable, "-m", "tests.forked", "hang", str(tmp_path / "log"), str(pids)], cwd=REPOSITORY
+        [sys.executable, "-m", "tests.forked", how, str(tmp_path / "log"), str(pids)], cwd=REPOSITORY
     )
     try:
         wait_until(pids.exists, "the child runs", seconds=120)
         child, grandchild = map(int, pids.read_text().split())
         running = alive(child) and alive(grandchild)
+        if stopped:
+            # As on a node so busy that the child's own watch on the job gets no time before the server is gone.
+            os.kill(child, signal.SIGSTOP)
     finally:
         parent.kill()
         parent.wait()

@@ -67,6 +67,9 @@ SERVED = "AUTOBATCH_SERVED"
 #: Imported before anything else: the server ends with that process.
 _FIRST = "autobatch.probing.served"
 
+#: Asks the server to end with all that it has started; the kernel sends it when the job is gone.
+SIGNAL_OF_THE_END = signal.SIGTERM
+
 #: For the server alone: a trial is to look like a training.
 FOR_THE_SERVER_ALONE = ("PYTORCH_NVML_BASED_CUDA_CHECK", "PYTHONSAFEPATH", SERVED)
 
@@ -228,7 +231,11 @@ class ForkServer:
 def _child(target: Callable[..., None], arguments: tuple[Any, ...], log: str, forked: bool) -> None:
     """First lines of the new process: own session and log, and no outliving the server."""
     os.setsid()
-    die_with_parent(signal.SIGKILL)
+    signal.signal(SIGNAL_OF_THE_END, signal.SIG_DFL)
+    if forked:
+        # The server ends what its children have started. A cold child has no one to do so: killed by the kernel
+        # as soon as the job is gone, it couldn't either.
+        die_with_parent(signal.SIGKILL)
     _die_with_job()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)

@@ -8,10 +8,34 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
 
-from autobatch.probing.forkserver import SERVED, die_with_parent
+from autobatch.probing.forkserver import SERVED, SIGNAL_OF_THE_END, die_with_parent
 
-die_with_parent(signal.SIGKILL)
+
+def end(number: int, frame: FrameType | None) -> None:
+    """End this server and everything below it.
+
+    The children end with the server (PDEATHSIG), but what they started doesn't, and each leads a group of its own.
+    """
+    for child in _children():
+        # One that hasn't come as far as its own group notices by itself that the job is gone.
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    os._exit(128 + number)
+
+
+def _children() -> list[int]:
+    # Of the main thread, which is the one that forks. Kernels without CONFIG_PROC_CHILDREN lack the file.
+    with suppress(OSError):
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    return []
+
+
+signal.signal(SIGNAL_OF_THE_END, end)
+die_with_parent(SIGNAL_OF_THE_END)
 if os.environ.get(SERVED, str(os.getppid())) != str(os.getppid()):
     # It ended before this line.
     os._exit(1)
