@@ -226,6 +226,8 @@ class Trial:
         training_seconds: of that, in optimizer steps.
         detail: for a trial that crashed or ran out of memory: the recipe's own error.
         log: file with the trial's output, relative to the run directory.
+        cut_short: it was ended as soon as it was over the target, which was all there was to know: its peaks are
+            the least that it takes.
         peaks_by_rank: `peaks_bytes` of each rank of a distributed trial, whose own are the largest of them.
     """
 
@@ -243,6 +245,7 @@ class Trial:
     training_seconds: float = 0.0
     detail: str = ""
     log: str = ""
+    cut_short: bool = False
     peaks_by_rank: tuple[dict[str, int], ...] = ()
 
 

@@ -215,6 +215,20 @@ class TestMisbehavingRanks:
             assert trial.tokens_per_second is not None
         assert len(trial.step_seconds) == len(trial.step_peaks_bytes)
 
+    def test_one_rank_over_the_target_ends_the_trial_of_all(self, misbehaving: MakeRun) -> None:
+        run = misbehaving("unequal")
+        peak = probe(run, max_batch_size=1).peak_bytes
+        assert peak is not None
+
+        result = probe(run, capacity_bytes=peak + MIB_EACH * MIB, target_fraction=1.0)
+
+        assert result.batch_size == 1
+        assert [len(trial.step_peaks_bytes) for trial in result.trials] == [3, 1]
+        over = result.trials[1]
+        assert (over.verdict, over.cut_short) == (Verdict.OVER_TARGET, True)
+        assert result.target_bytes is not None
+        assert over.peaks_by_rank[0]["resident"] <= result.target_bytes < over.peaks_by_rank[1]["resident"]
+
     def test_out_of_memory_on_one_rank(self, misbehaving: MakeRun) -> None:
         result = probe(misbehaving("oom", at=2), max_batch_size=2)
 

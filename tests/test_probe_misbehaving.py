@@ -12,7 +12,7 @@ import pytest
 from autobatch.errors import UsageError
 from autobatch.probing.job import run_probe
 from autobatch.records import Limit, ProbeRequest, ProbeResult, Status, Verdict
-from tests.conftest import MakeRun, files_of
+from tests.conftest import MIB_EACH, MakeRun, files_of
 
 pytestmark = pytest.mark.recipe
 
@@ -47,6 +47,27 @@ def test_a_line_is_answered_exactly(make_run: MakeRun, probe: Probe) -> None:
     assert result.fit is not None
     assert result.fit.per_sequence_bytes == pytest.approx(40 * 2**20, rel=0.01)
     assert f"batch_size: {answer}  #" in (run / "finetune.yaml").read_text()
+
+
+def test_a_size_that_is_over_ends_with_its_first_step_and_is_measured_whole_for_a_larger_card(
+    make_run: MakeRun, probe: Probe, capacity: int
+) -> None:
+    run = make_run("misbehaving.py", misbehaviour="none")
+
+    first = probe(run)
+    larger = probe(run, capacity_bytes=capacity + MIB_EACH * 2**20)
+
+    steps = {trial.batch_size: len(trial.step_peaks_bytes) for trial in first.trials}
+    assert steps == {1: 3, 14: 3, 15: 1}
+    assert first.trials[-1].cut_short
+    assert "batch_size 15 would take at least 7" in first.message
+    assert larger.batch_size == 15
+    assert {t.batch_size: len(t.step_peaks_bytes) for t in larger.trials} | {14: 3} == {
+        1: 3,
+        14: 3,
+        15: 3,
+        16: 1,
+    }
 
 
 def test_a_step_in_the_curve(make_run: MakeRun, probe: Probe) -> None:

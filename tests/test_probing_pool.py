@@ -91,6 +91,27 @@ class TestKnownTrials:
 
         assert [one.verdict.value for one in trials] == ["fits", "over target", "over target"]
 
+    def test_one_cut_short_counts_only_where_it_is_over_the_target_too(self, tmp_path: Path) -> None:
+        cut = replace(trial(11), cut_short=True)
+        pool = TrialPool()
+        known(tmp_path / "run1", pool).add(cut)
+
+        smaller = known(tmp_path / "run2", pool, target=500).take(11)
+        larger = known(tmp_path / "run3", pool, target=1100)
+
+        assert smaller is not None
+        assert (smaller.verdict, smaller.cut_short) == (Verdict.OVER_TARGET, True)
+        assert larger.take(11) is None
+
+    def test_one_that_ran_to_its_end_goes_before_one_cut_short(self, tmp_path: Path) -> None:
+        cut, whole = replace(trial(11), peak_bytes=1001, cut_short=True), trial(11)
+        for name, order in (("run1", [cut, whole]), ("run2", [whole, cut])):
+            pool = TrialPool()
+            for one in order:
+                pool.add(KEY, one, tmp_path / name, "2026-01-02T03:04:05+00:00")
+
+            assert known(tmp_path / f"{name}-after", pool, target=2000).take(11) is not None
+
     def test_a_journal_with_another_key_gives_nothing(self, tmp_path: Path) -> None:
         other = KEY | {"device": {"kind": "cpu", "name": "another card", "total_bytes": 1}}
         pool = TrialPool([measured(tmp_path / "run1", 4, key=other)])

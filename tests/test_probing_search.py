@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autobatch.probing.search import Answer, Cap, Try, fit_line, next_step
+from autobatch.probing.search import Answer, Cap, Try, fit_line, is_decisive, next_step
 from autobatch.records import Fit, Limit, Trial, Verdict
 
 CAPACITY = 1_000_000_000
@@ -42,9 +42,10 @@ def search(
     limit: Limit = Limit.DATASET,
     guess: int | None = None,
     retries_from: int | None = None,
+    known: Sequence[Trial] = (),
 ) -> Outcome:
     """Run the search on ``peak = curve(batch_size)``; beyond the capacity it is out of memory."""
-    trials: list[Trial] = []
+    trials = list(known)
     for _ in range(200):
         step = next_step(trials, target_bytes=TARGET, cap=Cap(cap, limit), guess=guess)
         if isinstance(step, Answer):
@@ -242,6 +243,46 @@ def test_the_answer_is_exact_and_measured_on_any_rising_curve(
         assert outcome.answer == cap or outcome.answer + 1 in outcome.sizes
 
 
+@given(rising_curves(), st.sets(st.integers(1, 120)), st.floats(1, 1.4))
+def test_trials_cut_short_for_another_target_never_change_the_answer(
+    made: tuple[Curve, float], cut: set[int], first_step: float
+) -> None:
+    curve, before = made
+    # Each is known to be over the target, and its peak to be at least what its first step took.
+    known = [
+        Trial(b, Verdict.OVER_TARGET, max(TARGET + 1, int(curve(b) / first_step)), cut_short=True)
+        for b in sorted(cut)
+        if int(curve(b)) > TARGET
+    ]
+
+    outcome = search(curve, before=before, cap=120, known=known)
+
+    assert outcome.answer == max((b for b in range(1, 121) if int(curve(b)) <= TARGET), default=None)
+    assert len(set(outcome.sizes)) == len(outcome.sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "decisive"),
+    [
+        pytest.param([1], 2, True, id="nothing lies between 1 and 2"),
+        pytest.param([7], 8, False, id="a line wants its second point"),
+        pytest.param([1, 7], 8, True, id="the line has two points"),
+        pytest.param([1, 7], 9, False, id="the size below isn't known"),
+        pytest.param([1, -8], 8, False, id="the size below isn't known to fit"),
+        pytest.param([], 1, False, id="batch_size 1"),
+        pytest.param([-2], 1, False, id="its peak says what wouldn't fit"),
+    ],
+)
+def test_when_all_that_counts_is_whether_a_size_fits(
+    sizes: list[int], batch_size: int, decisive: bool
+) -> None:
+    trials = [
+        Trial(abs(b), Verdict.FITS if b > 0 else Verdict.OVER_TARGET, peak_bytes=100 * abs(b)) for b in sizes
+    ]
+
+    assert is_decisive(trials, batch_size) == decisive
+
+
 def test_the_fitted_line() -> None:
     trials = [Trial(b, Verdict.FITS, peak_bytes=100 + 10 * b) for b in (1, 4, 9)]
 
@@ -269,6 +310,7 @@ def test_the_fitted_line_passes_between_peaks_that_are_off_it() -> None:
     [
         pytest.param(Trial(4, Verdict.OVER_TARGET, peak_bytes=999, alloc_retries=1), id="allocator flushing"),
         pytest.param(Trial(4, Verdict.UNSTABLE, peak_bytes=999), id="not at rest"),
+        pytest.param(Trial(4, Verdict.OVER_TARGET, peak_bytes=999, cut_short=True), id="cut short"),
         pytest.param(Trial(4, Verdict.CRASHED), id="without a peak"),
     ],
 )

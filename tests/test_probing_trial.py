@@ -11,10 +11,10 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from autobatch.probing.components import EventFile, StoredRows, refuse_nothing
+from autobatch.probing.components import EventFile, StepCounter, StoredRows, TrialFinished, refuse_nothing
 from autobatch.probing.forkserver import Exit
 from autobatch.probing.meter import Reading
-from autobatch.probing.trial import judge, read_trial, was_killed
+from autobatch.probing.trial import can_be_judged, judge, read_trial, was_killed
 from autobatch.probing.trial_config import TrialSetup, trial_config
 from autobatch.probing.worker import with_causes
 from autobatch.records import Metric, Trial, Verdict
@@ -56,6 +56,7 @@ def error(kind: str, message: str) -> Event:
 
 
 FINISHED: Event = {"event": "finished", "time": 103.0}
+OVER: Event = {"event": "over", "time": 102.0}
 UNSTABLE: Event = {"event": "unstable", "time": 108.0}
 
 
@@ -82,6 +83,16 @@ class TestHowItEnded:
             seconds=7.0,
             training_seconds=3.0,
         )
+
+    def test_one_that_was_over_the_target_after_its_first_step(self) -> None:
+        trial = read([first_batch(50), *steps(80), OVER], SUCCESS)
+
+        assert (trial.verdict, trial.cut_short, trial.peak_bytes) == (Verdict.OVER_TARGET, True, 80 * MIB)
+        # Of a step that also warms up.
+        assert trial.tokens_per_second is None
+        assert judge(trial, Metric.RESIDENT, 79 * MIB) == trial
+        assert can_be_judged(trial, Metric.RESIDENT, 79 * MIB)
+        assert not can_be_judged(trial, Metric.RESIDENT, 80 * MIB)
 
     @pytest.mark.parametrize(
         ("events", "ended", "oom_killed", "output", "verdict", "detail"),
@@ -440,6 +451,7 @@ class TestConfig:
             "min_steps": 3,
             "max_steps": 8,
             "tolerance": 0.002,
+            "limit_bytes": None,
         }
         assert sections["dataset"] == {
             "_component_": "autobatch.probing.components.StoredRows",
@@ -655,3 +667,29 @@ def test_workers_of_a_data_loader_leave_the_card_alone(tmp_path: Path) -> None:
 
     assert [batch["tokens"].shape for batch in batches] == [(2, 4), (2, 4)]
     assert EventFile(tmp_path / "events").read() == []
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "steps", "end"),
+    [
+        pytest.param(None, 3, "finished", id="no limit"),
+        pytest.param(1, 1, "over", id="over in the first step"),
+        pytest.param(2**50, 3, "finished", id="below"),
+    ],
+)
+def test_a_peak_over_the_limit_ends_the_trial(
+    limit_bytes: int | None, steps: int, end: str, tmp_path: Path
+) -> None:
+    events = tmp_path / "events"
+    counter = StepCounter(
+        str(events), "cpu", "resident", min_steps=3, max_steps=8, tolerance=1.0, limit_bytes=limit_bytes
+    )
+
+    def train() -> None:
+        for number in range(8):
+            counter.log_dict({}, number)
+
+    with pytest.raises(TrialFinished):
+        train()
+
+    assert [event["event"] for event in EventFile(events).read()] == ["step"] * steps + [end]

@@ -72,7 +72,7 @@ def _prediction(
         return None, None
     assert metric is not None
     for trial in result.trials:
-        measured = trial.verdict in (Verdict.FITS, Verdict.OVER_TARGET)
+        measured = trial.verdict in (Verdict.FITS, Verdict.OVER_TARGET) and not trial.cut_short
         if trial.batch_size == batch_size and measured and metric.value in trial.peaks_bytes:
             return trial.peaks_bytes[metric.value], "trial"
     if result.fit is not None and result.metric is metric:

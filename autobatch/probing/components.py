@@ -69,6 +69,7 @@ class StepCounter:
         min_steps: optimizer steps to run at least.
         max_steps: stop here even if the peak is still growing.
         tolerance: two successive peaks within this fraction count as at rest.
+        limit_bytes: a peak above it ends the trial at once; None: no peak does.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class StepCounter:
         min_steps: int,
         max_steps: int,
         tolerance: float,
+        limit_bytes: int | None = None,
         **_: Any,
     ) -> None:
         self._events = EventFile(events)
@@ -87,6 +89,7 @@ class StepCounter:
         self._min_steps = min_steps
         self._max_steps = max_steps
         self._tolerance = tolerance
+        self._limit_bytes = limit_bytes
         self._peaks: list[int] = []
         self._step_began: float | None = None
 
@@ -100,7 +103,7 @@ class StepCounter:
         """Record time and peaks of an optimizer step.
 
         Raises:
-            TrialFinished: the peak is at rest, or `max_steps` have run.
+            TrialFinished: the peak is at rest or over the limit, or `max_steps` have run.
         """
         # Recipes have waited for the card by now (`loss.item()`), all but those of the user's own perhaps.
         self._meter.wait()
@@ -118,6 +121,9 @@ class StepCounter:
         if len(self._peaks) >= self._min_steps and is_at_rest(self._peaks, self._tolerance):
             self._events.append("finished")
             raise TrialFinished
+        if is_over(self._peaks, self._limit_bytes):
+            self._events.append("over")
+            raise TrialFinished
         if len(self._peaks) >= self._max_steps:
             self._events.append("unstable")
             raise TrialFinished
@@ -131,6 +137,11 @@ class StepCounter:
 def is_at_rest(peaks: Sequence[int], tolerance: float) -> bool:
     """Whether the last of two or more peaks is within this fraction of the one before."""
     return peaks[-1] - peaks[-2] <= tolerance * peaks[-1]
+
+
+def is_over(peaks: Sequence[int], limit_bytes: int | None) -> bool:
+    """Whether the highest peak is above the limit, if there is one."""
+    return limit_bytes is not None and max(peaks) > limit_bytes
 
 
 def refuse_nothing(reading: Reading, metric: str) -> None:

@@ -25,7 +25,9 @@ _LAUNCHER_ENDS_S = 15.0
 _LOOPBACK = "127.0.0.1"
 
 #: What a rank says when it leaves with the others.
-_LAST_WORDS = ("finished", "unstable")
+_LAST_WORDS = ("finished", "over", "unstable")
+
+_MEASURED = (Verdict.FITS, Verdict.OVER_TARGET)
 
 #: NFS clients look at a directory again after 60 s at most, unless they are told otherwise (nfs(5), acdirmax).
 _VISIBLE_S = 75.0
@@ -58,6 +60,7 @@ class DistributedTrialRunner:
         on_step: Callable[[int], None] = lambda steps: None,
         *,
         at_most_s: float = float("inf"),
+        end_when_over: bool = False,
     ) -> Trial:
         """Measure one batch size, as `TrialRunner.run` does for one process."""
         setup, world = self._setup, self._world
@@ -70,7 +73,8 @@ class DistributedTrialRunner:
         for pattern in (f"{name}.log", f"{name}.*.log", f"{name}.*.events"):
             for left_over in log.parent.glob(pattern):
                 left_over.unlink()
-        config.write_text(trial_config(setup, batch_size, events), encoding="utf-8")
+        text = trial_config(setup, batch_size, events, end_when_over=end_when_over)
+        config.write_text(text, encoding="utf-8")
         spec = RanksSpec(
             trial=TrialSpec(
                 recipe=str(setup.recipe),
@@ -167,7 +171,7 @@ def read_ranks(
             output=tail(rank_file(log, rank)),
         )
         trials.append(replace(trial, log=f"probe/trials/{rank_file(log, rank).name}"))
-    failed = [rank for rank, trial in enumerate(trials) if trial.verdict is not Verdict.FITS]
+    failed = [rank for rank, trial in enumerate(trials) if trial.verdict not in _MEASURED]
     if not failed:
         return _largest(trials, metric)
     if not own_end and not timed_out:

@@ -204,7 +204,8 @@ def _what_the_next_did(result: ProbeResult, choice: Choice) -> str:
     assert following.peak_bytes is not None
     if following.alloc_retries:
         return f"at {name} the allocator ran out and had to free its cache"
-    return f"{name} would take {format_percent(following.peak_bytes, result.capacity_bytes)}"
+    least = "at least " if following.cut_short else ""
+    return f"{name} would take {least}{format_percent(following.peak_bytes, result.capacity_bytes)}"
 
 
 def _dataset_is_the_limit(result: ProbeResult) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from autobatch.probing.density_store import kept_key
 from autobatch.probing.journal import JOURNAL, Journal, Origin, is_lasting, read_measured
-from autobatch.probing.trial import judge
+from autobatch.probing.trial import can_be_judged, judge
 from autobatch.records import Metric, SharedFrom, Trial, Verdict
 from autobatch.units import format_seconds
 
@@ -57,10 +57,12 @@ class TrialPool:
             self._read(run_dir)
 
     def add(self, key: dict[str, Any], trial: Trial, run_dir: Path, measured: str) -> None:
-        """A trial that was measured for `run_dir`; the first of a batch_size counts."""
+        """A trial that was measured for `run_dir`; the first of a batch_size that wasn't cut short counts."""
         if is_lasting(trial):
-            pooled = PooledTrial(trial, Origin(str(run_dir), measured))
-            self._trials.setdefault(_text(key), {}).setdefault(trial.batch_size, pooled)
+            trials = self._trials.setdefault(_text(key), {})
+            before = trials.get(trial.batch_size)
+            if before is None or (before.trial.cut_short and not trial.cut_short):
+                trials[trial.batch_size] = PooledTrial(trial, Origin(str(run_dir), measured))
 
     def trials_for(self, key: dict[str, Any], run_dir: Path) -> list[PooledTrial]:
         """The trials of other runs that hold for `run_dir`, as they were added; logs are relative to it."""
@@ -108,14 +110,15 @@ class KnownTrials:
         self._known = {
             trial.batch_size: judge(trial, metric, target_bytes)
             for trial in journal.trials
-            if _is_usable(trial, metric)
+            if can_be_judged(trial, metric, target_bytes)
         }
         for batch_size, trial in self._known.items():
             if not journal.origins[batch_size].run:
                 pool.add(journal.key, trial, run_dir, journal.origins[batch_size].measured)
         self._shared: dict[int, Origin] = {}
         for found in pool.trials_for(journal.key, run_dir):
-            if found.trial.batch_size not in self._known and _is_usable(found.trial, metric):
+            usable = can_be_judged(found.trial, metric, target_bytes)
+            if usable and found.trial.batch_size not in self._known:
                 self._known[found.trial.batch_size] = judge(found.trial, metric, target_bytes)
                 self._shared[found.trial.batch_size] = found.origin
         self.resumed_seconds = 0.0
@@ -187,11 +190,6 @@ def describe(shared: SharedFrom, now: datetime | None = None) -> str:
     except (ValueError, TypeError):
         age = "before"
     return f"batch_size {sizes}: measured for {Path(shared.run).name}, {age}"
-
-
-def _is_usable(trial: Trial, metric: Metric) -> bool:
-    """Whether a trial of the journal has the peak that counts: someone may have edited it."""
-    return trial.verdict is Verdict.OUT_OF_MEMORY or metric.value in trial.peaks_bytes
 
 
 def _relative_log(found: PooledTrial, run_dir: Path) -> str:

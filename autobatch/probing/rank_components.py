@@ -26,6 +26,7 @@ from autobatch.probing.components import (
     TrialFinished,
     in_worker,
     is_at_rest,
+    is_over,
     refuse_nothing,
 )
 from autobatch.probing.meter import meter_for
@@ -33,7 +34,7 @@ from autobatch.probing.meter import meter_for
 #: A rank that waits for another one longer has long been ended by the trial's own time limit.
 _PATIENCE = timedelta(days=7)
 
-_AT_REST, _GROWING = b"at rest", b"growing"
+_AT_REST, _GROWING, _OVER = b"at rest", b"growing", b"over"
 
 
 def rank_file(path: str | Path, rank: int) -> Path:
@@ -75,6 +76,7 @@ class RankRows(StoredRows):
         min_steps: optimizer steps to run at least.
         max_steps: stop here even if the peak is still growing.
         tolerance: two successive peaks within this fraction count as at rest.
+        limit_bytes: a peak above it on any rank ends the trial at once; None: no peak does.
         rest: as for `StoredRows`.
     """
 
@@ -88,6 +90,7 @@ class RankRows(StoredRows):
         min_steps: int,
         max_steps: int,
         tolerance: float,
+        limit_bytes: int | None = None,
         **rest: Any,
     ) -> None:
         from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -102,6 +105,7 @@ class RankRows(StoredRows):
         self._min_steps = min_steps
         self._max_steps = max_steps
         self._tolerance = tolerance
+        self._limit_bytes = limit_bytes
         self._peaks: list[int] = []
         self._others = _Others()
         self._stepped = False
@@ -127,7 +131,7 @@ class RankRows(StoredRows):
         """Read, and stop if every rank is to.
 
         Raises:
-            TrialFinished: the peaks of all ranks are at rest, or `max_steps` have run.
+            TrialFinished: the peaks of all ranks are at rest or one is over the limit, or `max_steps` have run.
         """
         self._meter.wait()
         ended = time.monotonic()
@@ -142,13 +146,22 @@ class RankRows(StoredRows):
             ended=ended,
         )
         steps = len(self._peaks)
-        if steps >= self._min_steps:
-            if self._others.all_at_rest(steps, is_at_rest(self._peaks, self._tolerance)):
+        enough = steps >= self._min_steps
+        if enough or self._limit_bytes is not None:
+            said = self._others.after(steps, self._state(enough))
+            if said == {_AT_REST}:
                 self._leave("finished")
+            if _OVER in said:
+                self._leave("over")
             if steps >= self._max_steps:
                 self._leave("unstable")
         # Here, so that reading the meter and waiting for the others are in no step's time.
         self._step_began = time.monotonic()
+
+    def _state(self, enough: bool) -> bytes:
+        if enough and is_at_rest(self._peaks, self._tolerance):
+            return _AT_REST
+        return _OVER if is_over(self._peaks, self._limit_bytes) else _GROWING
 
     def _leave(self, how: str) -> None:
         import torch
@@ -170,8 +183,7 @@ class _Others:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = PrefixStore("autobatch", TCPStore(address, port, is_master=False, timeout=_PATIENCE))
 
-    def all_at_rest(self, step: int, here: bool) -> bool:
-        """Whether every rank's peak is at rest after `step`; waits until all have said so."""
-        self._store.set(f"{step}/{self._rank}", (_AT_REST if here else _GROWING).decode())
-        said = [self._store.get(f"{step}/{rank}") for rank in range(self._size)]
-        return all(answer == _AT_REST for answer in said)
+    def after(self, step: int, here: bytes) -> set[bytes]:
+        """What the ranks say of their peaks after `step`, this one `here`; waits until all have."""
+        self._store.set(f"{step}/{self._rank}", here.decode())
+        return {self._store.get(f"{step}/{rank}") for rank in range(self._size)}

@@ -129,14 +129,29 @@ def fit_line(trials: Sequence[Trial]) -> Fit | None:
 
 
 def _points(trials: Sequence[Trial]) -> list[tuple[int, int]]:
-    """(batch_size, peak), ascending; without trials whose allocator was flushing, which cap their peak."""
+    """(batch_size, peak), ascending; without trials that end or flush their allocator below their own peak."""
     return sorted(
         (t.batch_size, t.peak_bytes)
         for t in trials
         if t.peak_bytes is not None
+        and not t.cut_short
         and t.alloc_retries == 0
         and t.verdict in (Verdict.FITS, Verdict.OVER_TARGET)
     )
+
+
+def is_decisive(trials: Sequence[Trial], batch_size: int) -> bool:
+    """Whether all that the search wants to know of `batch_size` is if it fits; its peak it doesn't need.
+
+    The size below is known to fit, and the line through the peaks has its two points. Between 1 and 2 nobody
+    needs a line.
+    """
+    below = any(t.batch_size == batch_size - 1 and t.verdict is Verdict.FITS for t in trials)
+    return below and (batch_size == 2 or len(_points(trials)) >= 2)
+
+
+def _has_no_peak(trial: Trial) -> bool:
+    return trial.peak_bytes is None or trial.cut_short
 
 
 def _propose(trials: Sequence[Trial], bracket: Bracket, target_bytes: int) -> int:
@@ -151,10 +166,10 @@ def _propose(trials: Sequence[Trial], bracket: Bracket, target_bytes: int) -> in
         proposal = _secant(one, anchor, target_bytes)
         if points[-1][0] <= bracket.fits and not _confirmed(points, target_bytes):
             proposal = min(proposal, max(_ray(trials, anchor, target_bytes), _GROWTH * anchor[0]))
-    ran_out = any(t.batch_size == bracket.fails and t.peak_bytes is None for t in trials)
+    ran_out = any(t.batch_size == bracket.fails and _has_no_peak(t) for t in trials)
     if ran_out and proposal >= bracket.fails:
-        # The size above ran out of memory, so there is no peak to interpolate to, and the line says that
-        # it should have fitted: it knows nothing about this stretch.
+        # The size above ran out of memory (or was cut short for another target), so there is no peak to
+        # interpolate to, and the line says that it should have fitted: it knows nothing about this stretch.
         return (bracket.fits + bracket.fails) // 2
     return proposal
 
@@ -213,8 +228,9 @@ def _line_misleads(trials: Sequence[Trial], cap: int, target_bytes: int) -> bool
     points = _points(earlier)
     if bracket.fails > cap or bracket.fits == 0 or len(points) < 2:
         return False
-    if last.peak_bytes is None:
+    if _has_no_peak(last):
         return True
+    assert last.peak_bytes is not None
     one, two = _line(points, bracket, target_bytes)
     predicted = two[1] + (two[1] - one[1]) / (two[0] - one[0]) * (last.batch_size - two[0])
     return abs(predicted - last.peak_bytes) > _CONFIRMED * target_bytes

@@ -12,7 +12,7 @@ from autobatch.probing.distributed_trial import TrialRuns
 from autobatch.probing.events import Event, Said, Stepped, TrialBegan, TrialEnded
 from autobatch.probing.outcome import ENDS_THE_PROBE
 from autobatch.probing.pool import KnownTrials, describe
-from autobatch.probing.search import Try, bracket_of
+from autobatch.probing.search import Try, bracket_of, is_decisive
 from autobatch.probing.trial import was_killed
 from autobatch.records import Trial, Verdict
 
@@ -121,11 +121,17 @@ class Series:
                 seen = steps
                 self._tell(Stepped(batch_size, steps))
 
-        trial = self._runner.run(batch_size, on_step, at_most_s=self._deadline.seconds_left())
+        decisive = is_decisive(self.trials, batch_size)
+
+        def run() -> Trial:
+            left = self._deadline.seconds_left()
+            return self._runner.run(batch_size, on_step, at_most_s=left, end_when_over=decisive)
+
+        trial = run()
         if was_killed(trial):
             self._tell(
                 Said(f"batch_size {batch_size}: the trial was {trial.detail.splitlines()[0]}; once more")
             )
             seen = 0
-            trial = self._runner.run(batch_size, on_step, at_most_s=self._deadline.seconds_left())
+            trial = run()
         return trial

@@ -37,6 +37,7 @@ class TrialRunner:
         on_step: Callable[[int], None] = lambda steps: None,
         *,
         at_most_s: float = float("inf"),
+        end_when_over: bool = False,
     ) -> Trial:
         """Measure one batch size. What went wrong is in the verdict; nothing is raised for it.
 
@@ -44,6 +45,7 @@ class TrialRunner:
             batch_size: sequences per micro-batch.
             on_step: called with the number of optimizer steps done so far.
             at_most_s: seconds after which it is ended, should that be before it counts as hung.
+            end_when_over: end it after the first step whose peak is over the target.
         """
         setup = self._setup
         name = f"batch_size_{batch_size}"
@@ -53,7 +55,8 @@ class TrialRunner:
         log.parent.mkdir(parents=True, exist_ok=True)
         for left_over in (log, events):
             left_over.unlink(missing_ok=True)
-        config.write_text(trial_config(setup, batch_size, events), encoding="utf-8")
+        text = trial_config(setup, batch_size, events, end_when_over=end_when_over)
+        config.write_text(text, encoding="utf-8")
         spec = TrialSpec(
             recipe=str(setup.recipe),
             config=str(config),
@@ -133,6 +136,9 @@ def read_trial(
     )
     if "finished" in names:
         return replace(trial, verdict=Verdict.FITS)
+    if "over" in names:
+        # The only step there may be has warmed up as well: its time says nothing.
+        return replace(trial, verdict=Verdict.OVER_TARGET, cut_short=True, tokens_per_second=None)
     if "unstable" in names:
         return replace(trial, verdict=Verdict.UNSTABLE, detail=_growth(peaks))
     if ended.timed_out:
@@ -147,12 +153,23 @@ def read_trial(
 
 
 def judge(trial: Trial, metric: Metric, target_bytes: int) -> Trial:
-    """`trial` with its verdict for this metric and target; only finished trials have a choice."""
+    """`trial` with its verdict for this metric and target, which only finished trials have a choice of.
+
+    One that was cut short must be over this target as well (`can_be_judged`).
+    """
     if trial.verdict not in (Verdict.FITS, Verdict.OVER_TARGET):
         return trial
     peak = trial.peaks_bytes[metric.value]
     fits = peak <= target_bytes and trial.alloc_retries == 0
     return replace(trial, peak_bytes=peak, verdict=Verdict.FITS if fits else Verdict.OVER_TARGET)
+
+
+def can_be_judged(trial: Trial, metric: Metric, target_bytes: int) -> bool:
+    """Whether what was measured says if the size fits this target, perhaps another than it was measured for."""
+    if trial.verdict is Verdict.OUT_OF_MEMORY:
+        return True
+    peak = trial.peaks_bytes.get(metric.value)
+    return peak is not None and (not trial.cut_short or peak > target_bytes)
 
 
 def was_killed(trial: Trial) -> bool:

@@ -64,8 +64,15 @@ class TrialSetup:
     world: World | None = None
 
 
-def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
-    """The run's config with the four components swapped and the step counts cut, as YAML."""
+def trial_config(setup: TrialSetup, batch_size: int, events: Path, *, end_when_over: bool = False) -> str:
+    """The run's config with the four components swapped and the step counts cut, as YAML.
+
+    Args:
+        setup: what all trials share.
+        batch_size: sequences per micro-batch.
+        events: the trial's event file.
+        end_when_over: end it after the first step whose peak is over the target.
+    """
     from omegaconf import OmegaConf
 
     steps = max(MAX_STEPS, setup.min_steps)
@@ -90,6 +97,7 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path) -> str:
         "min_steps": setup.min_steps,
         "max_steps": steps,
         "tolerance": PEAK_TOLERANCE,
+        "limit_bytes": setup.target_bytes if end_when_over else None,
     }
     rows = {
         **measuring,

@@ -243,7 +243,7 @@ def _prediction(
         # A peak of another kind is no prediction.
         return None, None
     for trial in result.trials:
-        measured = trial.verdict in (Verdict.FITS, Verdict.OVER_TARGET)
+        measured = trial.verdict in (Verdict.FITS, Verdict.OVER_TARGET) and not trial.cut_short
         if trial.batch_size == batch_size and measured and trial.peak_bytes is not None:
             return _gib(trial.peak_bytes), "trial"
     if result.fit is None:

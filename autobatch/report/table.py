@@ -14,8 +14,9 @@ def trial_row(trial: Trial, capacity_bytes: int | None) -> tuple[str, ...]:
     """The cells of one trial, under `HEADER`."""
     peak, share = "-", "-"
     if trial.peak_bytes is not None:
-        peak = format_bytes(trial.peak_bytes)
-        share = format_percent(trial.peak_bytes, capacity_bytes) if capacity_bytes else "-"
+        least = "≥ " if trial.cut_short else ""
+        peak = least + format_bytes(trial.peak_bytes)
+        share = least + format_percent(trial.peak_bytes, capacity_bytes) if capacity_bytes else "-"
     verdict = trial.verdict.value
     if trial.alloc_retries:
         verdict += f" ({trial.alloc_retries} allocation retries)"

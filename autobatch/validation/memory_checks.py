@@ -85,7 +85,8 @@ def _peak(trial: Trial | None, result: ProbeResult) -> str:
     if trial is None or trial.peak_bytes is None or not result.capacity_bytes:
         return ""
     share = format_percent(trial.peak_bytes, result.capacity_bytes)
-    return f", peak {format_bytes(trial.peak_bytes)}, {share} of {format_bytes(result.capacity_bytes)}"
+    least = "at least " if trial.cut_short else ""
+    return f", peak {least}{format_bytes(trial.peak_bytes)}, {share} of {format_bytes(result.capacity_bytes)}"
 
 
 def _hold_against_rule(subject: Subject, size: int, limit: SizeLimit, where: str, c: Collector) -> None:

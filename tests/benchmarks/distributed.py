@@ -108,7 +108,7 @@ class Distributed:
         return [
             trial.peak_bytes / plain[trial.batch_size] - 1
             for trial in self.measured.trials
-            if trial.peak_bytes is not None and trial.batch_size in plain
+            if trial.peak_bytes is not None and not trial.cut_short and trial.batch_size in plain
         ]
 
     def failed_bars(self) -> list[str]:

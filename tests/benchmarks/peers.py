@@ -117,7 +117,7 @@ def report(
         "that runs on all of it. `exact?` is about the first; `of its own largest` compares each with the "
         "largest by its own rule. A trial is a size tried, in brackets where it ran out of memory; `steps` are "
         "the optimizer steps begun, 3 for each trial that ends well. autobatch has always tried its answer, and "
-        "the next size.",
+        "the next size, whose trial ends with the first step that is over the target where its peak isn't wanted.",
         "",
         "## Memory curves",
         "",

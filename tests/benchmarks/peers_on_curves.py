@@ -6,11 +6,11 @@ import json
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from autobatch.probing.search import Answer, Cap, next_step
+from autobatch.probing.search import Answer, Cap, is_decisive, next_step
 from autobatch.records import Limit, Trial, Verdict
 from tests.benchmarks.peers_curves import (
     ANSWERS,
@@ -130,7 +130,9 @@ def _searched(curve: Curve, tool: str, error: float | None) -> Found:
         step = next_step(trials, target_bytes=TARGET_BYTES, cap=Cap(ROWS, Limit.DATASET), guess=guess)
         if isinstance(step, Answer):
             break
-        trials.append(_trial(curve, step.batch_size, before))
+        trial = _trial(curve, step.batch_size, before)
+        over = trial.verdict is Verdict.OVER_TARGET
+        trials.append(replace(trial, cut_short=over and is_decisive(trials, step.batch_size)))
     return Found(
         case=curve.name,
         tool=tool,
@@ -152,6 +154,9 @@ def _trial(curve: Curve, batch_size: int, before: int) -> Trial:
 
 
 def _attempt(trial: Trial) -> Attempt:
-    """A trial takes `STEPS` optimizer steps (`ProbeRequest.min_steps`), and ends in the first without memory."""
+    """A trial takes `STEPS` optimizer steps (`ProbeRequest.min_steps`); its peak is there in the first.
+
+    It ends with the first when memory runs out, and when the size is over the target and that is all to know.
+    """
     out = trial.verdict is Verdict.OUT_OF_MEMORY
-    return Attempt(trial.batch_size, 1 if out else STEPS, out)
+    return Attempt(trial.batch_size, 1 if out or trial.cut_short else STEPS, out)

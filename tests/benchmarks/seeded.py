@@ -110,7 +110,11 @@ class _Peaks:
         self._before: int = first["before_bytes"]
         self._measured: dict[int, int] = {plain["batch_size"]: _peak_of(plain) for plain in measured["plain"]}
         # What the probe measured itself goes before a plain run's.
-        self._measured |= {trial["batch_size"]: trial["peak_bytes"] for trial in measured["trials"]}
+        self._measured |= {
+            trial["batch_size"]: trial["peak_bytes"]
+            for trial in measured["trials"]
+            if not trial.get("cut_short")
+        }
         self._process: int = self._before - curve.at(first["batch_size"]).before_bytes
         self._kernels = KERNELS_BYTES[run.dtype]
         self._curve = curve
