@@ -174,7 +174,8 @@ def test_recipes_of_torchtune(
     assert result.status is Status.DONE, result.message
     if recipe.startswith("lora"):
         assert result.prediction is not None
-        assert result.prediction.peak_bytes == pytest.approx(result.peak_bytes, rel=0.03), (
+        # The worst of the estimates made without a trial of the config: benchmarks/results/estimates-sharded.md.
+        assert result.prediction.peak_bytes == pytest.approx(result.peak_bytes, rel=0.11), (
             result.prediction.why
         )
     assert result.world == World(1, ranks, data_parallel)
