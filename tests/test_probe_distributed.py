@@ -174,7 +174,7 @@ def test_recipes_of_torchtune(
     assert result.status is Status.DONE, result.message
     if recipe.startswith("lora"):
         assert result.prediction is not None
-        # The worst of the estimates made without a trial of the config: benchmarks/results/estimates-sharded-cpu.md.
+        # The worst of those made without a trial: benchmarks/results/estimates-sharded-cpu.md.
         assert result.prediction.peak_bytes == pytest.approx(result.peak_bytes, rel=0.11), (
             result.prediction.why
         )
