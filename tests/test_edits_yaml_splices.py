@@ -83,5 +83,5 @@ def test_a_tagged_value_keeps_its_tag(text: str, edited: str) -> None:
     ],
 )
 def test_a_value_that_has_no_place_is_refused_with_its_line(text: str) -> None:
-    with pytest.raises(EditError, match="run.yaml:1: packed can't be set"):
+    with pytest.raises(EditError, match=r"run\.yaml:1: packed can't be set"):
         set_values(text, {("packed",): True}, name="run.yaml")
