@@ -48,6 +48,7 @@ from autobatch.errors import EditError
         ),
         pytest.param("packed: &a |\n  text\n# end\n", "packed: &a True\n# end\n", id="an anchored one"),
         pytest.param("packed: '| # no header'\n", "packed: True\n", id="a quoted text like a header"),
+        pytest.param("packed: Xyz\n", "packed: True\n", id="a word"),
     ],
 )
 def test_a_value_takes_the_place_of_another(text: str, edited: str) -> None:

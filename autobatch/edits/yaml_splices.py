@@ -34,10 +34,10 @@ def replacement(text: str, use: Use, value: str) -> Splice:
     if not written:
         before = text[:start].rstrip(" \t")[-1:]
         # In a flow mapping a key may stand without its colon: {packed, seed: 1}
-        colon = ":" if start == use.start and before not in (":", "", "\n") else ""
+        colon = ":" if start == use.start and before not in (":", "\n") else ""
         space = "" if not colon and text[start - 1] in " \t" else " "
-        return start, start, colon + space + value + (" " if text[start : start + 1] == "#" else "")
-    block = _BLOCK_HEADER.match(written) if written[0] in "|>" else None
+        return start, start, colon + space + value
+    block = _BLOCK_HEADER.match(written)
     if block is None:
         return start, use.end, value
     # The newline that ends a block scalar is part of it; so is a comment beside its header.
