@@ -57,6 +57,14 @@ def test_a_second_byte_order_mark_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["{a: 4, batch_size: , dataset: {packed: 4}}", "{a: 4, batch_size: }\n", '{"batch_size":}']
+)
+def test_an_entry_behind_an_empty_value_in_brackets_is_one_to_every_parser(text: str) -> None:
+    for loader in LOADERS:
+        assert fuzz_yaml.check_set((text, {("gradient_accumulation_steps",): 1}, loader)) == "edited"
+
+
+@pytest.mark.parametrize(
     "log",
     [
         pytest.param(b"wandb: global_step inf\n", id="an infinite number of steps"),

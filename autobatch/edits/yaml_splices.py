@@ -73,7 +73,9 @@ def insertion(
         return inside, inside, lines[0] if first else f", {lines[0]}"
     key_use, value_use = neighbour or list(owner.node.pairs())[-1]
     if owner.node.flow:
-        return value_use.end, value_use.end, f", {lines[0]}"
+        # Behind an empty value: libyaml takes "key:," for a word, PyYAML's own parser for a key.
+        space = " " if text[value_use.end - 1] == ":" else ""
+        return value_use.end, value_use.end, f"{space}, {lines[0]}"
     column = column_of(text, key_use.start)
     return below(text, value_use.end, indented(lines, column), column)
 
