@@ -286,6 +286,15 @@ class TestDamagedFiles:
         states = {Path(s["run"]).name: s["state"] for s in json.loads(capfd.readouterr().out)}
         assert (code, states) == (0, {"run1": "unknown", "run2": "not probed"})
 
+    def test_of_several_paths_each_run_once(self, make_run: MakeRun, capfd: Any) -> None:
+        run = make_run()
+        shutil.copytree(run, run.parent / "run2")
+
+        code = main(["status", str(run.parent / "run2" / "finetune.yaml"), "--json", str(run.parent)])
+
+        assert code == 0
+        assert [Path(s["run"]).name for s in json.loads(capfd.readouterr().out)] == ["run2", "run1"]
+
 
 class TestErrorsAsJson:
     @pytest.mark.parametrize(

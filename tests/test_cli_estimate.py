@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from autobatch.cli.main import main
+from autobatch.records import Density, ProbeRequest, ProbeResult, Status, to_json
 
 MakeRun = Callable[..., Path]
 
@@ -56,6 +57,25 @@ def test_json_holds_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["batch_size"] == 3
     assert found["reserved_bytes"] >= found["allocated_bytes"] > found["before_bytes"] > 0
     assert found["fitting"]["card"] == "t4-16gb"
+
+
+def test_a_density_is_shown_only_of_packs_as_long(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run()
+    config = run / "finetune.yaml"
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+    density = Density(True, examples=600, packs=100, tokens=9000, max_seq_len=128, longest_example=66)
+    result = ProbeResult(Status.DONE, "", ProbeRequest(str(run)), density=density)
+    (run / "probe").mkdir()
+    (run / "probe" / "result.json").write_text(json.dumps(to_json(result)))
+    found = {}
+
+    for setting in ("seed=7", "tokenizer.max_seq_len=64"):
+        assert main(["estimate", str(run), "--set", setting, "--json"]) == 0
+        found[setting] = json.loads(capsys.readouterr().out)["density"]
+
+    assert found == {"seed=7": 6.0, "tokenizer.max_seq_len=64": None}
 
 
 @pytest.mark.parametrize(

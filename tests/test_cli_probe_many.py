@@ -137,9 +137,10 @@ def test_dry_run(make_run: MakeRun) -> None:
     copy_run(run, "run3", lr="1e-6")
     before = tree(run.parent)
 
-    text = call("probe", run.parent, "--cluster", "local", "--dry-run")
+    text = call("probe", run.parent, "--cluster", "local", "--dry-run", "--hold-effective-batch", "8")
     plan = json.loads(call("probe", run.parent, "--cluster", "local", "--dry-run", "--json").stdout)
 
+    assert "effective batch: held at 8 sequences\n" in text.stdout
     assert "group 1: 2 runs, run1, run3\n" in text.stdout
     assert "group 2: 1 run, run2\n" in text.stdout
     groups = [[Path(entry["run"]).name for entry in group] for group in plan["groups"]]

@@ -203,6 +203,18 @@ class TestRun:
         assert message in capsys.readouterr().err
         assert there.read_text() == "mine"
 
+    @pytest.mark.parametrize("path", ["run1", "."])
+    def test_json_is_one_value_when_a_file_cant_be_written(
+        self, experiment: Path, capsys: Any, path: str
+    ) -> None:
+        words = ["--json", "--output", str(experiment / "no" / "x.svg")]
+
+        code = main(["report", str(experiment / path), *words])
+
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["exit_code"] == code == 2
+        assert "no/x.svg: can't be written" in answer["error"]
+
 
 class TestExperiment:
     def test_every_run_is_listed(self, experiment: Path, capsys: Any) -> None:

@@ -56,12 +56,22 @@ def plan_of(groups: Sequence[Group], cluster: Cluster, arguments: argparse.Names
     return plan
 
 
+def held_lines(request: dict[str, Any]) -> list[str]:
+    """What an update keeps taking, if it is to keep that."""
+    if not request["hold_effective_batch"]:
+        return []
+    size = request["effective_batch"]
+    what = "the config's present one" if size is None else f"{size} {request['effective_batch_in']}"
+    return [f"effective batch: held at {what}"]
+
+
 def plan_lines(plan: dict[str, Any]) -> list[str]:
     """The same for people."""
     request = plan["request"]
     capacity = request["capacity_bytes"]
     size = format_bytes(capacity) if capacity else "the device's memory"
     lines = [f"cluster: {plan['cluster']}", f"target: {100 * request['target_fraction']:g} % of {size}"]
+    lines += held_lines(request)
     for number, runs in enumerate(plan["groups"], 1):
         listed = ", ".join(Path(run["run"]).name for run in runs)
         lines.append(f"group {number}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {listed}")

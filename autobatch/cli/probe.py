@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autobatch.cli.plan_of_many import held_lines
 from autobatch.cli.probe_arguments import add_arguments, request_of, slurm_options_of
 from autobatch.errors import UsageError
 from autobatch.records import ProbeRequest, to_json
@@ -150,14 +151,6 @@ def _plan(
     return plan
 
 
-def _held_lines(request: dict[str, Any]) -> list[str]:
-    if not request["hold_effective_batch"]:
-        return []
-    size = request["effective_batch"]
-    what = "the config's present one" if size is None else f"{size} {request['effective_batch_in']}"
-    return [f"effective batch: held at {what}"]
-
-
 def _plan_lines(plan: dict[str, Any]) -> list[str]:
     """The same for people."""
     request = plan["request"]
@@ -169,7 +162,7 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
         *plan["notes"],
         f"cluster: {plan['cluster']}",
         f"target: {100 * request['target_fraction']:g} % of {size}",
-        *_held_lines(request),
+        *held_lines(request),
         f"would write: {', '.join(plan['would_write'])}",
     ]
     if "sbatch" in plan:

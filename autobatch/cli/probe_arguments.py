@@ -54,7 +54,7 @@ exit codes:
 example:
   $ autobatch probe demo-run/run1 --capacity 1.5GiB
   ...
-  batch_size 9 (peak 1.01 GiB, 67.5 % of 1.50 GiB); batch_size 10 would take 71.5 %
+  batch_size 9 (peak 1.04 GiB, 69.3 % of 1.50 GiB); batch_size 10 would take 73.3 %
 """
 
 

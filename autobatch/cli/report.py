@@ -84,14 +84,15 @@ def _report_run(path: Path, outputs: Mapping[Path, str], arguments: argparse.Nam
 
     result = load_result(path / "probe" / RESULT)
     name = path.resolve().name
+    # Before anything is printed: where one can't be written, JSON says that alone.
+    for file, form in outputs.items():
+        _write(file, probe_file(result, form, name), force=arguments.force)
     if arguments.json:
         print(json.dumps(to_json(result), indent=2, ensure_ascii=False))
     else:
         print("\n".join(report_lines(result)))
         if not arguments.no_plot:
             _print_plot(probe_plot(chart_of(result, name), _terminal()))
-    for file, form in outputs.items():
-        _write(file, probe_file(result, form, name), force=arguments.force)
     return result.status.exit_code
 
 
@@ -101,6 +102,8 @@ def _report_experiment(path: Path, outputs: Mapping[Path, str], arguments: argpa
     from autobatch.report.text_plot import experiment_plot
 
     runs = probed_runs(path)
+    for file, form in outputs.items():
+        _write(file, experiment_file(runs, form, path.resolve().name), force=arguments.force)
     if arguments.json:
         entries = [
             {"run": run.name, "problem": run.problem, "result": run.result and to_json(run.result)}
@@ -111,8 +114,6 @@ def _report_experiment(path: Path, outputs: Mapping[Path, str], arguments: argpa
         print("\n".join(experiment_lines(runs)))
         if not arguments.no_plot:
             _print_plot(experiment_plot(runs, _terminal()))
-    for file, form in outputs.items():
-        _write(file, experiment_file(runs, form, path.resolve().name), force=arguments.force)
     return 0 if any(run.result is not None for run in runs) else 1
 
 

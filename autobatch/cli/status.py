@@ -1,4 +1,4 @@
-"""`autobatch status PATH`: how far the probes are."""
+"""`autobatch status PATH...`: how far the probes are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument("path", metavar="PATH", help="run directory or experiment directory")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="run directory or experiment directory")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -38,12 +38,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a line a run."""
     from autobatch.launch.watch import status_of
     from autobatch.report.table import text_table
+    from autobatch.runs.directory import CONFIG_NAME
     from autobatch.runs.experiment import find_runs
 
-    runs = find_runs(Path(arguments.path))
-    if not runs:
-        raise UsageError(f"{arguments.path}: no finetune.yaml here or one level below")
-    found = [status_of(run) for run in runs]
+    runs: dict[Path, Path] = {}
+    for path in map(Path, arguments.paths):
+        below = find_runs(path.parent if path.name == CONFIG_NAME else path)
+        if not below:
+            raise UsageError(f"{path}: no finetune.yaml here or one level below")
+        for run in below:
+            runs.setdefault(run.resolve(), run)
+    found = [status_of(run) for run in runs.values()]
     if arguments.json:
         print(json.dumps([asdict(status) for status in found], indent=2))
         return 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from autobatch.errors import UsageError
 from autobatch.estimate.cards import CARDS, Card
 from autobatch.estimate.recording import Recorded, recorded
 from autobatch.estimate.records import Estimate, Fitting, NoEstimate, Variant
@@ -124,9 +125,17 @@ def notes_on(subject: Subject) -> tuple[str, ...]:
 
 
 def _density(subject: Subject) -> float | None:
-    """Examples per pack, from the run's last probe."""
-    probed = find_result(subject.run_dir / "probe" / "result.json") if subject.run_dir is not None else None
-    return probed.density.examples_per_pack if probed is not None and probed.density is not None else None
+    """Examples per pack, from the run's last probe, if its packs were as long; None where rows are examples."""
+    if subject.run_dir is None or not subject.packed:
+        return None
+    probed = None
+    # The estimate stands without it.
+    with suppress(UsageError):
+        probed = find_result(subject.run_dir / "probe" / "result.json")
+    density = probed.density if probed is not None else None
+    if density is None or not density.packed or density.max_seq_len != subject.max_seq_len:
+        return None
+    return density.examples_per_pack
 
 
 def _recorded(subject: Subject, question: Question, server: ForkServer) -> Recorded:
