@@ -77,9 +77,12 @@ class TrainedConfig:
         """Sequences of an optimizer step."""
         batch_size = self.integer("batch_size")
         steps = self.integer("gradient_accumulation_steps") or 1
-        # Ranks that share a model by tensor parallelism share their rows too.
-        ranks = (self.processes or 0) // (self.integer("tensor_parallel_dim") or 1)
-        return batch_size * steps * ranks if batch_size and ranks else None
+        return batch_size * steps * self.ranks if batch_size and self.ranks else None
+
+    @property
+    def ranks(self) -> int | None:
+        """Processes that take a batch each; those that share a model by tensor parallelism share their rows too."""
+        return (self.processes or 0) // (self.integer("tensor_parallel_dim") or 1) or None
 
     def static(self) -> dict[str, Value]:
         """What an entry's `config` holds, under `CONFIG_KEYS`; None where the config doesn't say."""

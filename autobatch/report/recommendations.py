@@ -76,17 +76,18 @@ def _batch_sizes(runs: Sequence[RunFigures]) -> Iterator[Remark]:
             yield Remark("lower-batch-size", f"{run.run}: {text}", (run.run,))
             continue
         accumulation = run.gradient_accumulation_steps or 1
+        each = accumulation * (run.ranks or 1)
         text = f"batch_size {size} is below the {measured} measured to fit"
         kept = _same_effective(size * accumulation, measured)
         if kept is not None and kept[0] > size:
             text += (
                 f"; batch_size {kept[0]} with gradient_accumulation_steps {kept[1]} keeps the effective batch of "
-                f"{size * accumulation} sequences"
+                f"{size * each} sequences"
             )
         else:
             text += (
-                f"; raising it changes the effective batch from {size * accumulation} to "
-                f"{measured * accumulation} sequences, for which the learning rate wasn't chosen"
+                f"; raising it changes the effective batch from {size * each} to "
+                f"{measured * each} sequences, for which the learning rate wasn't chosen"
             )
         yield Remark("raise-batch-size", f"{run.run}: {text}", (run.run,))
 

@@ -32,6 +32,7 @@ class RunFigures:
         measured_batch_size: the largest that the probe measured to fit.
         limit: what kept the probe from a larger one: ``memory``, ``dataset``, ``--max-batch-size``, ...
         gradient_accumulation_steps: micro-batches of an optimizer step.
+        ranks: processes that take a batch each; None when that isn't known.
         effective_batch_size: sequences of an optimizer step.
         packing_density: examples per sequence.
         packing_source: where `packing_density` comes from.
@@ -66,6 +67,7 @@ class RunFigures:
     measured_batch_size: int | None = None
     limit: str | None = None
     gradient_accumulation_steps: int | None = None
+    ranks: int | None = 1
     effective_batch_size: int | None = None
     packing_density: float | None = None
     packing_source: str | None = None

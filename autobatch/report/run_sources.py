@@ -17,6 +17,7 @@ from typing import Any
 
 from autobatch.errors import UsageError
 from autobatch.metrics.records import Source
+from autobatch.metrics.trained_config import read_trained_config
 from autobatch.probing.verification import holds_for_config
 from autobatch.records import Metric, ProbeResult, Status, Verdict
 from autobatch.report.entry_section import Section
@@ -45,6 +46,7 @@ class _Sources:
     config: dict[str, Any] = field(default_factory=dict)
     result: ProbeResult | None = None
     is_stale: bool = False
+    ranks: int | None = 1
     remarks: list[str] = field(default_factory=list)
 
 
@@ -80,6 +82,8 @@ def _read_config(run_dir: Path, sources: _Sources) -> None:
     values = _probed_config(run_dir, sources)
     if values is None:
         values = _any_config(run_dir, sources)
+    world = sources.result.world if sources.result is not None else None
+    sources.ranks = world.data_parallel if world is not None else read_trained_config(run_dir, {}, None).ranks
     dataset = values.get("dataset")
     model, tokenizer = (
         section if isinstance(section, Mapping) else {}
@@ -153,8 +157,7 @@ def _figures(name: str, is_there: bool, sources: _Sources) -> RunFigures:
     batch_size = config.integer("batch_size")
     accumulation = config.integer("gradient_accumulation_steps") or (1 if batch_size else None)
     result = sources.result
-    ranks = result.world.data_parallel if result is not None and result.world is not None else 1
-    computed = batch_size * accumulation * ranks if batch_size and accumulation else None
+    computed = batch_size * accumulation * sources.ranks if batch_size and accumulation and sources.ranks else None
     done = result if result is not None and result.status is Status.DONE else None
     peak = metrics.number("peak_gpu_memory_gb")
     predicted, predicted_from = _prediction(metrics, result, batch_size, peak)
@@ -176,6 +179,7 @@ def _figures(name: str, is_there: bool, sources: _Sources) -> RunFigures:
         measured_batch_size=None if done is None else done.batch_size,
         limit=None if done is None or done.limit is None else done.limit.value,
         gradient_accumulation_steps=accumulation,
+        ranks=sources.ranks,
         effective_batch_size=(trained.integer("effective_batch_size") if has_begun else None) or computed,
         **_packing(metrics, result),
         dataset=config.text("dataset"),

@@ -232,12 +232,23 @@ def _size_of(subject: Subject, builder: Builder) -> tuple[int | None, SizeLimit 
     return None, limit_by_name(model.arguments)
 
 
+def _ranks(subject: Subject) -> int | None:
+    """Processes that take a batch each; None when nothing says how many there are."""
+    tune_run = subject.script.tune_run if subject.script else None
+    if tune_run is None:
+        return None if subject.recipe is not None and subject.recipe.is_distributed else 1
+    processes = tune_run.processes
+    # Ranks that share a model by tensor parallelism share their rows too.
+    return None if processes is None else processes // (subject.integer("tensor_parallel_dim", 1) or 1) or None
+
+
 def _facts(
     subject: Subject, parameters: int | None, limit: SizeLimit | None, measured: Measured
 ) -> dict[str, Any]:
     size = subject.integer("batch_size")
     steps = subject.integer("gradient_accumulation_steps", 1)
-    effective = size * steps if size is not None and steps is not None else None
+    ranks = _ranks(subject)
+    effective = size * steps * ranks if size is not None and steps is not None and ranks is not None else None
     component = subject.config.get("model._component_")
     density = measured.density
     per_pack = density.examples_per_pack if density is not None and density.packed else None
