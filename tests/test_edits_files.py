@@ -80,6 +80,30 @@ def test_owner_is_kept(tmp_path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid) == (1234, 4321)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_the_group_of_another_users_file_is_kept() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "runs_plan.md")
+        path.write_text("old")
+        os.chown(path, 1234, 4321)
+        path.chmod(0o660)
+        os.chown(directory, 1234, 4321)
+        Path(directory).chmod(0o770)
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([4321])
+                os.setgid(5678)
+                os.setuid(5678)
+                replace_file(path, "new", expected=None)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        status = path.stat()
+        assert path.read_text() == "new"
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (5678, 4321, 0o660)
+
+
 def test_extended_attributes_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "finetune.yaml"
     path.write_text("old")

@@ -318,6 +318,12 @@ def test_sections_that_must_be_there(section: str, value: str, what: str, run: P
     assert problem.where == f"{run / 'finetune.yaml'}:{start + 1}"
 
 
+def test_a_source_that_is_no_name(run: Path) -> None:
+    config = run / "finetune.yaml"
+    edit(config, ("source: json", "source: [json]"))
+    assert read(run).batch_size > 0
+
+
 def test_all_problems_are_said_at_once(run: Path) -> None:
     edit(
         run / "finetune.yaml",

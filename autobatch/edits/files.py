@@ -203,8 +203,12 @@ def _beside(target: Path) -> Path:
 
 
 def _copy_attributes(target: Path, status: os.stat_result, descriptor: int) -> None:
-    with contextlib.suppress(OSError):
+    try:
         os.fchown(descriptor, status.st_uid, status.st_gid)
+    except OSError:
+        # Of another user's file the group may be ours to give all the same.
+        with contextlib.suppress(OSError):
+            os.fchown(descriptor, -1, status.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
     with contextlib.suppress(OSError):
         for attribute in os.listxattr(target):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 #: Builders of Hugging Face datasets that read files named in data_files or data_dir (datasets 5.2,
-#: packaged_modules/__init__.py).
-FILE_BUILDERS = frozenset(
-    {"arrow", "audiofolder", "csv", "hdf5", "imagefolder", "json", "pandas", "parquet", "text", "videofolder",
-     "webdataset", "xml"}
+#: packaged_modules/__init__.py). No set: what a config has for a source may be a list.
+FILE_BUILDERS = (
+    "arrow", "audiofolder", "csv", "hdf5", "imagefolder", "json", "pandas", "parquet", "text", "videofolder",
+    "webdataset", "xml",
 )  # fmt: skip
 _GLOB_CHARACTERS = frozenset("*?[")
 
