@@ -8,6 +8,8 @@ from datetime import datetime
 import pytest
 
 from autobatch.edits.plan_markdown import set_plan_row
+from autobatch.edits.status_yaml import set_run
+from autobatch.errors import EditError
 from autobatch.metrics.accounting import job_accounts
 from autobatch.metrics.logs import read_logs
 from tests.benchmarks import fuzz_logs, fuzz_markdown, fuzz_yaml
@@ -54,6 +56,14 @@ def test_a_second_byte_order_mark_is_refused() -> None:
     values: Values = {("batch_size",): 24}
     for loader in LOADERS:
         assert fuzz_yaml.check_set(("\ufeff\ufeffbatch_size: 4\n", values, loader)) == "refused"
+
+
+def test_a_byte_order_mark_before_a_later_line_is_refused_with_its_line() -> None:
+    text = "# c|+\n\ufeffruns:\n"
+
+    assert fuzz_yaml.check_status((text, "run1", {"status": "planned"}, False)) == "refused"
+    with pytest.raises(EditError, match=r"runs_status\.yaml:2: the line begins with a byte order mark"):
+        set_run(text, "run1", {"status": "planned"}, name="runs_status.yaml")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from autobatch.probing.components import EventFile, StepCounter, StoredRows, TrialFinished, refuse_nothing
+from autobatch.probing.components import EventFile, StepCounter, StoredRows, TrialFinished
 from autobatch.probing.forkserver import Exit
-from autobatch.probing.meter import Reading
+from autobatch.probing.meter import Reading, refuse_nothing
 from autobatch.probing.trial import can_be_judged, judge, read_trial, was_killed
 from autobatch.probing.trial_config import TrialSetup, trial_config
 from autobatch.probing.worker import with_causes

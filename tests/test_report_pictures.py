@@ -87,6 +87,15 @@ PLANNED = replace(
     ),
 )
 
+#: The last trial ended with the first step that was over the target.
+CUT_SHORT = replace(
+    DONE,
+    trials=(
+        *DONE.trials[:2],
+        Trial(25, Verdict.OVER_TARGET, peak_bytes=gib(56.2), cut_short=True),
+    ),
+)
+
 NOTHING_FITS = replace(
     DONE,
     status=Status.NOTHING_FITS,
@@ -117,6 +126,7 @@ OLD = ProbeResult(
 RESULTS = [
     pytest.param(DONE, id="done"),
     pytest.param(PLANNED, id="planned"),
+    pytest.param(CUT_SHORT, id="cut short"),
     pytest.param(NOTHING_FITS, id="nothing fits"),
     pytest.param(CRASHED, id="crashed"),
     pytest.param(OLD, id="old"),

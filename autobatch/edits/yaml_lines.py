@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from autobatch.edits.yaml_nodes import Use, compose, equal_but_for
+from autobatch.edits.yaml_nodes import BREAK, Use, compose, equal_but_for
 from autobatch.edits.yaml_splices import BOM, Path, last_break
 from autobatch.errors import EditError
 
-_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 
 
 def remove_key(text: str, path: Path, *, name: str = "YAML") -> str:
@@ -72,7 +71,7 @@ def comment_above(text: str, path: Path, lines: Sequence[str], *, name: str = "Y
     indent = body[start : found[1].start]
     if found[0].node.flow or indent.strip():
         return text
-    newline = _BREAK.search(body)
+    newline = BREAK.search(body)
     ending = newline.group() if newline else "\n"
     comment = "".join(f"{indent}# {line}{ending}" for line in lines)
     return text[: len(text) - len(body)] + body[:start] + comment + body[start:]
@@ -106,7 +105,7 @@ def _lines_of(text: str, key: Use, value: Use) -> tuple[int, int]:
     start = _line_start(text, key.start)
     if _line_start(text, value.end) == value.end:
         return start, value.end  # a block scalar ends behind its last newline
-    newline = _BREAK.search(text, value.end)
+    newline = BREAK.search(text, value.end)
     return start, newline.end() if newline else len(text)
 
 

@@ -12,6 +12,7 @@ would fill the memory costs no more than its length. All walks are loops: depth 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -25,6 +26,12 @@ Kind: TypeAlias = Literal["scalar", "mapping", "sequence"]
 
 #: libyaml is five times as fast, and it is what OmegaConf reads a config with where it is available.
 LOADER: Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+#: What ends a line.
+BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+
+#: A byte order mark where a line begins, in a text without its own.
+_MARK_BEFORE_A_LINE = re.compile("(?:^|[\r\n\x85\u2028\u2029])\ufeff")
 
 _MERGE = "tag:yaml.org,2002:merge"
 _YAML_KINDS = {"scalar": yaml.ScalarNode, "mapping": yaml.MappingNode, "sequence": yaml.SequenceNode}
@@ -90,9 +97,14 @@ def compose(text: str, name: str, loader: Loader = LOADER) -> Use | None:
     Raises:
         EditError: not YAML, or several documents; with the line.
     """
-    if text.startswith("\ufeff"):
-        # Parsers pass over one; to them, a second one is a part of the first key, or it isn't.
-        raise EditError(f"{name}:1: the file begins with two byte order marks: remove one")
+    misplaced = _MARK_BEFORE_A_LINE.search(text)
+    if misplaced:
+        # To libyaml it is nothing, to PyYAML's own parser a part of the key that follows.
+        line = len(BREAK.findall(text, 0, misplaced.start() + 1)) + 1
+        raise EditError(
+            f"{name}:{line}: the line begins with a byte order mark, which belongs to the beginning of a file, "
+            "once: remove it"
+        )
     unprintable = yaml.reader.Reader.NON_PRINTABLE.search(text)
     if unprintable:
         line = text.count("\n", 0, unprintable.start()) + 1

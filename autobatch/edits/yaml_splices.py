@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from autobatch.edits.yaml_nodes import Use
+from autobatch.edits.yaml_nodes import BREAK, Use
 
 Value: TypeAlias = "int | bool | float | str | None"
 Path: TypeAlias = "tuple[str, ...]"
@@ -20,7 +20,6 @@ Splice: TypeAlias = "tuple[int, int, str]"
 
 BOM = "\ufeff"
 _BREAKS = "\r\n\x85\u2028\u2029"
-_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _BLANK = re.compile("[ \t\r\n\x85\u2028\u2029]+|#[^\r\n\x85\u2028\u2029]*")
 _PROPERTY = re.compile(r"&[^\s,\[\]{}]+|!<[^>]*>|!\S*")
 _COMMENT = re.compile(r"([ \t]*)#")
@@ -89,12 +88,12 @@ def below(text: str, end: int, lines: Sequence[str], column: int | None = None) 
     if last_break(text, end) == end - 1:
         # Only a block scalar ends behind its newline.
         return end, end, "".join(line + newline_at(text, end) for line in lines)
-    line_end = _BREAK.search(text, end)
+    line_end = BREAK.search(text, end)
     while column is not None and line_end:
         comment = _COMMENT.match(text, line_end.end())
         if not comment or len(comment.group(1)) <= column:
             break
-        line_end = _BREAK.search(text, comment.end())
+        line_end = BREAK.search(text, comment.end())
     at = line_end.start() if line_end else len(text)
     return at, at, "".join(newline_at(text, at) + line for line in lines)
 
@@ -116,7 +115,7 @@ def last_break(text: str, end: int) -> int:
 
 def newline_at(text: str, position: int) -> str:
     """The line break at `position`, else the one before it, else a plain newline."""
-    here = _BREAK.match(text, position)
+    here = BREAK.match(text, position)
     if here:
         return here.group()
     last = last_break(text, position)

@@ -81,7 +81,7 @@ class TrainedConfig:
 
     @property
     def ranks(self) -> int | None:
-        """Processes that take a batch each; those that share a model by tensor parallelism share their rows too."""
+        """Processes that take a batch each: those that share a model by tensor parallelism share their rows."""
         return (self.processes or 0) // (self.integer("tensor_parallel_dim") or 1) or None
 
     def static(self) -> dict[str, Value]:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autobatch.probing.meter import CpuMeter, Reading, meter_for
+from autobatch.probing.meter import CpuMeter, meter_for, refuse_nothing
 from autobatch.records import Metric
 
 #: Every weight of a trial; memory doesn't depend on it.
@@ -142,18 +142,6 @@ def is_at_rest(peaks: Sequence[int], tolerance: float) -> bool:
 def is_over(peaks: Sequence[int], limit_bytes: int | None) -> bool:
     """Whether the highest peak is above the limit, if there is one."""
     return limit_bytes is not None and max(peaks) > limit_bytes
-
-
-def refuse_nothing(reading: Reading, metric: str) -> None:
-    """Raise if a training step took no memory at all: then it took it where the meter doesn't look.
-
-    PyTorch counts each card by itself, and a recipe of the user's may not make its card the current one.
-    """
-    if reading.peaks_bytes[metric] <= 0:
-        raise RuntimeError(
-            f"no {metric} memory on the current device after an optimizer step: the recipe trains on another "
-            "one, or without PyTorch's allocator; call torch.cuda.set_device in it, as torchtune's get_device does"
-        )
 
 
 class StoredRows:

@@ -164,3 +164,15 @@ def _cpu_name() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return "CPU"
+
+
+def refuse_nothing(reading: Reading, metric: str) -> None:
+    """Raise if a training step took no memory at all: then it took it where the meter doesn't look.
+
+    PyTorch counts each card by itself, and a recipe of the user's may not make its card the current one.
+    """
+    if reading.peaks_bytes[metric] <= 0:
+        raise RuntimeError(
+            f"no {metric} memory on the current device after an optimizer step: the recipe trains on another "
+            "one, or without PyTorch's allocator; call torch.cuda.set_device in it, as torchtune's get_device does"
+        )

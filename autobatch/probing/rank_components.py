@@ -13,6 +13,7 @@ for one that has left.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -27,14 +28,14 @@ from autobatch.probing.components import (
     in_worker,
     is_at_rest,
     is_over,
-    refuse_nothing,
 )
-from autobatch.probing.meter import meter_for
+from autobatch.probing.meter import meter_for, refuse_nothing
 
 #: A rank that waits for another one longer has long been ended by the trial's own time limit.
 _PATIENCE = timedelta(days=7)
 
-_AT_REST, _GROWING, _OVER = b"at rest", b"growing", b"over"
+#: What a rank says of its peak after a step: none of these, one, or both.
+_AT_REST, _OVER = "at rest", "over"
 
 
 def rank_file(path: str | Path, rank: int) -> Path:
@@ -149,19 +150,19 @@ class RankRows(StoredRows):
         enough = steps >= self._min_steps
         if enough or self._limit_bytes is not None:
             said = self._others.after(steps, self._state(enough))
-            if said == {_AT_REST}:
+            if all(_AT_REST in words for words in said):
                 self._leave("finished")
-            if _OVER in said:
+            if any(_OVER in words for words in said):
                 self._leave("over")
             if steps >= self._max_steps:
                 self._leave("unstable")
         # Here, so that reading the meter and waiting for the others are in no step's time.
         self._step_began = time.monotonic()
 
-    def _state(self, enough: bool) -> bytes:
-        if enough and is_at_rest(self._peaks, self._tolerance):
-            return _AT_REST
-        return _OVER if is_over(self._peaks, self._limit_bytes) else _GROWING
+    def _state(self, enough: bool) -> list[str]:
+        at_rest = enough and is_at_rest(self._peaks, self._tolerance)
+        over = is_over(self._peaks, self._limit_bytes)
+        return [*([_AT_REST] if at_rest else []), *([_OVER] if over else [])]
 
     def _leave(self, how: str) -> None:
         import torch
@@ -183,7 +184,7 @@ class _Others:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._store = PrefixStore("autobatch", TCPStore(address, port, is_master=False, timeout=_PATIENCE))
 
-    def after(self, step: int, here: bytes) -> set[bytes]:
-        """What the ranks say of their peaks after `step`, this one `here`; waits until all have."""
-        self._store.set(f"{step}/{self._rank}", here.decode())
-        return {self._store.get(f"{step}/{rank}") for rank in range(self._size)}
+    def after(self, step: int, here: list[str]) -> list[list[str]]:
+        """What each rank says of its peak after `step`, this one `here`; waits until all have."""
+        self._store.set(f"{step}/{self._rank}", json.dumps(here))
+        return [json.loads(self._store.get(f"{step}/{rank}")) for rank in range(self._size)]

@@ -24,6 +24,7 @@ class Mark(str, Enum):
 
     FITS = "fits"
     OVER_TARGET = "over target"
+    AT_LEAST = "over target, at least this"
     OUT_OF_MEMORY = "out of memory"
     OTHER = "no peak to trust"
     ESTIMATE = "estimate"
@@ -203,7 +204,7 @@ def _scaled(chart: Chart, top: float, right: float | None) -> Chart:
 
 
 def _point(trial: Trial, ceiling: float) -> Point:
-    mark = _MARKS.get(trial.verdict, Mark.OTHER)
+    mark = Mark.AT_LEAST if trial.cut_short else _MARKS.get(trial.verdict, Mark.OTHER)
     gib = (trial.peak_bytes or 0) / _GIB
     if mark is Mark.OUT_OF_MEMORY:
         gib = ceiling

@@ -48,15 +48,21 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class _Shape:
-    marker: str
+    marker: str | tuple[tuple[float, float], ...]
     colour: str
     filled: bool
     size: float
 
 
+#: Upwards, as corners of a polygon.
+_ARROW = (
+    (0.0, 1.0), (0.7, 0.1), (0.25, 0.1), (0.25, -1.0), (-0.25, -1.0), (-0.25, 0.1), (-0.7, 0.1), (0.0, 1.0),
+)  # fmt: skip
+
 _SHAPES = {
     Mark.FITS: _Shape("o", COLOURS["fits"], True, 7),
     Mark.OVER_TARGET: _Shape("^", COLOURS["over"], False, 8),
+    Mark.AT_LEAST: _Shape(_ARROW, COLOURS["over"], True, 9),
     Mark.OUT_OF_MEMORY: _Shape("X", COLOURS["oom"], True, 9),
     Mark.OTHER: _Shape("s", COLOURS["other"], False, 7),
     Mark.ESTIMATE: _Shape("D", COLOURS["estimate"], False, 9),

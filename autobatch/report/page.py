@@ -49,6 +49,7 @@ _WIDE, _NARROW = 7.2, 3.9
 _SHAPES = {
     Mark.FITS: "dot",
     Mark.OVER_TARGET: "triangle",
+    Mark.AT_LEAST: "arrow",
     Mark.OUT_OF_MEMORY: "cross",
     Mark.OTHER: "square",
     Mark.ESTIMATE: "diamond",

@@ -157,7 +157,9 @@ def _figures(name: str, is_there: bool, sources: _Sources) -> RunFigures:
     batch_size = config.integer("batch_size")
     accumulation = config.integer("gradient_accumulation_steps") or (1 if batch_size else None)
     result = sources.result
-    computed = batch_size * accumulation * sources.ranks if batch_size and accumulation and sources.ranks else None
+    computed = (
+        batch_size * accumulation * sources.ranks if batch_size and accumulation and sources.ranks else None
+    )
     done = result if result is not None and result.status is Status.DONE else None
     peak = metrics.number("peak_gpu_memory_gb")
     predicted, predicted_from = _prediction(metrics, result, batch_size, peak)

@@ -23,6 +23,7 @@ _GIB = 2**30
 _COLOURS = {
     Mark.FITS: "32",
     Mark.OVER_TARGET: "33",
+    Mark.AT_LEAST: "33",
     Mark.OUT_OF_MEMORY: "31",
     Mark.OTHER: "35",
     Mark.ESTIMATE: "36",
@@ -57,6 +58,7 @@ UNICODE = Glyphs(
     {
         Mark.FITS: "●",
         Mark.OVER_TARGET: "▲",
+        Mark.AT_LEAST: "↑",
         Mark.OUT_OF_MEMORY: "✕",
         Mark.OTHER: "□",
         Mark.ESTIMATE: "◇",
@@ -70,6 +72,7 @@ ASCII = Glyphs(
     {
         Mark.FITS: "o",
         Mark.OVER_TARGET: "^",
+        Mark.AT_LEAST: "A",
         Mark.OUT_OF_MEMORY: "x",
         Mark.OTHER: "#",
         Mark.ESTIMATE: "?",

@@ -239,7 +239,9 @@ def _ranks(subject: Subject) -> int | None:
         return None if subject.recipe is not None and subject.recipe.is_distributed else 1
     processes = tune_run.processes
     # Ranks that share a model by tensor parallelism share their rows too.
-    return None if processes is None else processes // (subject.integer("tensor_parallel_dim", 1) or 1) or None
+    return (
+        None if processes is None else processes // (subject.integer("tensor_parallel_dim", 1) or 1) or None
+    )
 
 
 def _facts(
