@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from autobatch.edits.yaml_nodes import BREAK, Use, compose, equal_but_for
 from autobatch.edits.yaml_splices import BOM, Path, last_break
 from autobatch.errors import EditError
-
 
 
 def remove_key(text: str, path: Path, *, name: str = "YAML") -> str:
