@@ -90,6 +90,12 @@ class TestRuns:
         assert if_packed[3:] == packs[2:]
         assert examples[6] == packs[7]
 
+        assert main(["density", str(run.parent), "--json"]) == 2
+        *counted, refused = json.loads(capsys.readouterr().out)
+        assert [Path(one["run"]).name for one in (*counted, refused)] == ["run1", "run2", "run3"]
+        assert "gone.json doesn't exist" in refused["error"]
+        assert refused["exit_code"] == 2
+
     def test_what_a_probe_counted_is_not_counted_again(
         self, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -76,6 +76,8 @@ def test_a_density_is_shown_only_of_packs_as_long(
         found[setting] = json.loads(capsys.readouterr().out)["density"]
 
     assert found == {"seed=7": 6.0, "tokenizer.max_seq_len=64": None}
+    # What is on file is the run as it is.
+    assert not (run / "probe" / "estimate.json").exists()
 
 
 @pytest.mark.parametrize(

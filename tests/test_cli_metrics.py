@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,27 @@ class TestTrained:
         assert len(run["per_epoch_metrics"]) == 2
         assert run["notes"] == ["Slurm says nothing of job 78"]
         assert run["written"] is True
+
+    def test_a_training_that_diverged(self, experiment: Path) -> None:
+        log = experiment / "run1" / "slurm-77.out"
+        log.write_text(re.sub(r"Loss: [\d.]+", "Loss: nan", log.read_text()))
+
+        ended = call(experiment, "--json")
+        again = call(experiment)
+
+        (run,) = json.loads(ended.stdout, parse_constant=lambda name: pytest.fail(f"{name} isn't JSON"))
+        assert "final_loss" not in run["performance_metrics"]
+        assert "the loss of the last step is nan" in run["notes"]
+        assert "      final_loss: .nan\n" in (experiment / "runs_status.yaml").read_text()
+        assert "runs_status.yaml" in again.stdout
+        compared = subprocess.run(
+            [sys.executable, "-m", "autobatch.cli.main", "compare", str(experiment)],
+            env=os.environ | NO_SLURM | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "its final loss is nan: the training diverged" in compared.stdout + compared.stderr
 
     def test_planned_then_trained(self, experiment: Path) -> None:
         planned = call(experiment, "--init")

@@ -41,6 +41,7 @@ def test_a_line_that_only_looks_blank_stays_out_of_the_table() -> None:
 
 def test_a_line_that_only_looks_blank_stays_out_of_the_bullets() -> None:
     assert fuzz_markdown.check_bullets("## Configuration\n\x85") == "edited"
+    assert fuzz_markdown.check_bullets("## Configuration\n- Dataset packing: False\n\x0b") == "edited"
 
 
 def test_an_indented_heading_is_no_part_of_the_bullets_above_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -327,14 +328,16 @@ def test_a_training_without_a_step_is_said(run: Path) -> None:
     assert "no optimizer step" in metrics.notes[0]
 
 
-def test_a_loss_that_is_no_number_is_said_and_not_written(run: Path) -> None:
+def test_a_loss_that_is_no_number_is_said_and_written(run: Path) -> None:
     (run / "slurm-77.out").write_text(LOG.replace("Loss: 2.0:", "Loss: nan:"))
 
     metrics = metrics_of(run)
 
     assert metrics.notes == ("the loss of the last step is nan",)
-    assert values_of(run)["final_loss"] is None
-    assert "nan" not in run_file_text(metrics)
+    loss = values_of(run)["final_loss"]
+    assert isinstance(loss, float)
+    assert math.isnan(loss)
+    assert "final_loss: .nan\n" in run_file_text(metrics)
 
 
 def test_a_log_without_a_training_is_no_source(run: Path) -> None:

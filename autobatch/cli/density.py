@@ -118,6 +118,7 @@ def _show_runs(arguments: argparse.Namespace) -> int:
     paths = find_runs(Path(arguments.run)) or [Path(arguments.run)]
     meter = DensityMeter()
     found: list[DatasetDensity] = []
+    refused: list[dict[str, Any]] = []
     code = 0
     for path in paths:
         try:
@@ -127,9 +128,11 @@ def _show_runs(arguments: argparse.Namespace) -> int:
             if len(paths) == 1:
                 raise
             print(f"autobatch: {error}", file=sys.stderr)
+            refused.append({"run": str(path), "error": str(error), "exit_code": error.exit_code})
             code = max(code, error.exit_code)
     if arguments.json:
-        print(json.dumps([_with_ratios(to_json(one), one) for one in found], indent=2, ensure_ascii=False))
+        counted = [_with_ratios(to_json(one), one) for one in found]
+        print(json.dumps([*counted, *refused], indent=2, ensure_ascii=False))
     elif found:
         rows = [row for one in found for row in _rows_of(one)]
         print(

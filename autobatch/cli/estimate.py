@@ -43,7 +43,7 @@ distributed recipes:
 
 files:
   RUN/probe/estimate.json   the recorded traces, under a key of all that decides memory: asked again, for
-                            any card or batch size, the answer comes from there
+                            any card or batch size, the answer comes from there (not with --set)
 
 exit codes:
   0  estimated
@@ -159,6 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
         what_if=arguments.what_if,
         timeout_s=arguments.timeout,
         fresh=arguments.force,
+        keep=not arguments.set,
     )
     found = estimate(subject, question, server)
     for note in found.notes:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,7 @@ runs_status.yaml, the entry of a run (a value that isn't known is left out, or n
                           effective_batch_size, lora_rank, lora_alpha, epochs, learning_rate, dtype
     metrics:              the keys above, total_examples, total_sequences, packing_efficiency (percent),
                           gpu_utilization_pct, predicted_peak_memory_gb, peak_vs_predicted_pct, steps, final_loss
+                          (.nan or .inf where the training diverged; left out of --json)
 
 exit codes:
   0  recorded
@@ -190,7 +193,9 @@ def _extract(runs: Sequence[Path], arguments: argparse.Namespace) -> int:
             continue
         recorded.append(metrics)
         read = {"sources": list(metrics.sources), "notes": list(metrics.notes)}
-        rows.append(run_file(metrics) | read | _written(change))
+        # JSON has no NaN: there it is left out, and a note says what it was.
+        finite = replace(metrics, final_loss=_finite(metrics.final_loss))
+        rows.append(run_file(finite) | read | _written(change))
         _show_change(change, arguments)
     _tell_refused(refused, any_recorded=bool(recorded))
     if arguments.json:
@@ -240,6 +245,10 @@ def _show_change(change: Change, arguments: argparse.Namespace) -> None:
 
 def _written(change: Change) -> dict[str, Any]:
     return {"file": str(change.path), "changed": change.before != change.after, "written": change.changed}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _say(run: Path, note: str) -> None:

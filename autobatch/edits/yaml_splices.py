@@ -136,4 +136,5 @@ def apply(text: str, splices: Sequence[Splice]) -> str:
 
 def same(current: object, value: Value) -> bool:
     """Whether a loaded scalar is `value`, in type too."""
-    return type(current) is type(value) and current == value
+    # As text also NaN is equal to itself, and 0.0 differs from -0.0.
+    return type(current) is type(value) and repr(current) == repr(value)

@@ -34,6 +34,7 @@ class Question:
         what_if: settings, ``key=value``, one a variant.
         timeout_s: for each curve.
         fresh: estimate again though it is on file.
+        keep: put it on file in the run's `probe/`, or take it from there; for the config as it is alone.
     """
 
     card: Card
@@ -42,6 +43,7 @@ class Question:
     what_if: Sequence[str] = ()
     timeout_s: float = 600.0
     fresh: bool = False
+    keep: bool = True
 
 
 def estimate(subject: Subject, question: Question, server: ForkServer) -> Estimate:
@@ -139,7 +141,7 @@ def _density(subject: Subject) -> float | None:
 
 
 def _recorded(subject: Subject, question: Question, server: ForkServer) -> Recorded:
-    keep = subject.run_dir / "probe" / KEPT if subject.run_dir is not None else None
+    keep = subject.run_dir / "probe" / KEPT if subject.run_dir is not None and question.keep else None
     return recorded(subject, server, timeout_s=question.timeout_s, keep=keep, fresh=question.fresh)
 
 

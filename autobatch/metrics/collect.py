@@ -153,7 +153,7 @@ def _metrics(sources: _Sources, account: JobAccount | None, exit_code: int | Non
         tokens_per_second=log.tokens_per_second,
         examples_per_second=_examples_per_second(log, packing, config),
         steps=log.steps if sources.log is not None else None,
-        final_loss=log.loss if log.loss is not None and math.isfinite(log.loss) else None,
+        final_loss=log.loss,
         epochs=_with_memory(log.epochs, samples),
         notes=tuple(notes),
     )

@@ -48,7 +48,7 @@ def metric_values(metrics: RunMetrics) -> dict[str, Value]:
         _rounded(metrics.tokens_per_second, 1),
         _rounded(metrics.examples_per_second, 2),
         metrics.steps,
-        _rounded(metrics.final_loss, 4),
+        None if metrics.final_loss is None else round(metrics.final_loss, 4),
     )
     return dict(zip(METRIC_KEYS, values, strict=True))
 

@@ -33,7 +33,7 @@ class RunMetrics:
         tokens_per_second: of a GPU, as torchtune logs it: tokens that have a label, padding and prompts apart.
         examples_per_second: over all GPUs.
         steps: optimizer steps.
-        final_loss: of the last step.
+        final_loss: of the last step; NaN or infinite where the training diverged.
         epochs: each epoch that the log tells of.
         notes: what the user should be told.
     """

@@ -172,7 +172,8 @@ def _other_lines(prose: Sequence[str], before: Sequence[str]) -> list[str]:
     """Lines that aren't of our bullets, nor were: one below a bullet, not indented, becomes a paragraph."""
     of_ours = {line.strip() for text in before if _is_ours(text) for line in re.split(r"[\r\n]+", text)}
     lines = [line.strip() for text in prose for line in re.split(r"[\r\n]+", text)]
-    return [line for line in lines if line not in of_ours and not _is_ours(line)]
+    # One of vertical tabs alone is text to Markdown and nothing to Python: `_keeps_lines` looks at its bytes.
+    return [line for line in lines if line and line not in of_ours and not _is_ours(line)]
 
 
 def _is_ours(text: str) -> bool:
