@@ -248,21 +248,38 @@ def test_only_what_killed_processes_left_is_removed(plan: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parent", "mode"),
-    [(0o770, 0o770), (0o777, 0o777), (0o755, 0o755), (0o1777, 0o755)],
-    ids=["group", "all", "owner", "sticky"],
+    ("parent", "umask", "mode"),
+    [
+        pytest.param(0o770, 0o022, 0o775, id="group"),
+        pytest.param(0o770, 0o077, 0o770, id="group, umask 077"),
+        pytest.param(0o777, 0o022, 0o777, id="all"),
+        pytest.param(0o755, 0o022, 0o755, id="owner"),
+        pytest.param(0o1777, 0o022, 0o755, id="sticky"),
+        pytest.param(0o1777, 0o077, 0o700, id="sticky, umask 077"),
+    ],
 )
-def test_who_may_edit_may_break_the_lock(tmp_path: Path, parent: int, mode: int) -> None:
+def test_who_may_edit_may_break_the_lock(tmp_path: Path, parent: int, umask: int, mode: int) -> None:
     experiment = tmp_path / "experiment"
     experiment.mkdir()
     experiment.chmod(parent)
-    umask = os.umask(0o022)
+    before = os.umask(umask)
     try:
         with locked(experiment / "runs_plan.md") as lock:
             found = lock.directory.stat().st_mode & 0o777
     finally:
-        os.umask(umask)
-    assert found & 0o022 == mode & 0o022
+        os.umask(before)
+    assert found == mode
+
+
+def test_a_lock_that_cannot_be_kept_is_named_with_the_reason(plan: Path) -> None:
+    with locked(plan) as lock:
+        lock.directory.joinpath(lock.entry).unlink()
+        lock.directory.rmdir()
+        lock.directory.touch()
+        with pytest.raises(EditError) as refusal:
+            lock.confirm()
+        lock.directory.unlink()
+    assert str(refusal.value) == f"{plan}: its lock can't be kept ({lock.directory}: Not a directory)"
 
 
 def test_no_row_is_lost_however_often_writers_are_killed(tmp_path: Path) -> None:
