@@ -13,29 +13,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from autobatch.runs.shell_words import Lexer, Word
+
 _KEYWORDS = frozenset({"!", "{", "do", "elif", "else", "if", "then", "time", "until", "while"})
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _APPENDING = re.compile(r"([A-Za-z_]\w*)\+=")
-_VARIABLE = re.compile(r"\$([A-Za-z_]\w*)")
-_PARAMETER = re.compile(r"([A-Za-z_]\w*)(?::?-([^$`]*))?", re.DOTALL)
-_SPECIAL_PARAMETER = re.compile(r"\$[0-9@*#?$!-]")
-_HERE_DOCUMENT = re.compile(r"<<(-?)[ \t]*(['\"]?)([\w.]+)\2")
-_REDIRECTION = re.compile(r"&>>?|<<<|<>|[<>]&|>\||>>|[<>]")
-
-
-@dataclass(frozen=True)
-class Word:
-    """One word of a command, quotes removed and known variables filled in.
-
-    Attributes:
-        text: the word; what isn't known stands in it as it was written.
-        line: line of the script on which it begins, from 1.
-        unknown: the expansions in it whose value can't be known before the script runs.
-    """
-
-    text: str
-    line: int
-    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +51,7 @@ def read_commands(text: str, environ: Mapping[str, str], first_line: int = 1) ->
     """
     variables = dict(environ)
     exports: dict[str, tuple[str, int]] = {}
-    for words in _Lexer(text.replace("\r\n", "\n"), variables, first_line).commands():
+    for words in Lexer(text.replace("\r\n", "\n"), variables, first_line).commands():
         while words and words[0].text in _KEYWORDS:
             words = words[1:]
         if not words:
@@ -110,185 +92,3 @@ def _keep_assignments(
         variables[name] = value
         if exported or name in exports:
             exports[name] = (value, word.line)
-
-
-class _Lexer:
-    """Splits a script into words; looks `variables` up as they are when a word is reached."""
-
-    def __init__(self, text: str, variables: Mapping[str, str], first_line: int) -> None:
-        self._text = text
-        self._variables = variables
-        self._at = 0
-        self._line = first_line
-        self._words: list[Word] = []
-        self._here_documents: list[tuple[bool, str]] = []
-        self._drop_next_word = False
-        self._start_word()
-
-    def _start_word(self) -> None:
-        self._pieces: list[str] = []
-        self._in_word = False
-        self._unknown: list[str] = []
-        self._word_line = self._line
-
-    def _add(self, piece: str) -> None:
-        if not self._in_word:
-            self._in_word = True
-            self._word_line = self._line
-        self._pieces.append(piece)
-
-    def _take(self, count: int) -> str:
-        taken = self._text[self._at : self._at + count]
-        self._at += count
-        self._line += taken.count("\n")
-        return taken
-
-    def _end_word(self) -> None:
-        if self._in_word:
-            if self._drop_next_word:
-                self._drop_next_word = False
-            else:
-                self._words.append(Word("".join(self._pieces), self._word_line, tuple(self._unknown)))
-        self._start_word()
-
-    def _end_command(self) -> tuple[Word, ...]:
-        self._end_word()
-        self._drop_next_word = False
-        words = tuple(self._words)
-        self._words = []
-        return words
-
-    def commands(self) -> Iterator[tuple[Word, ...]]:
-        while self._at < len(self._text):
-            if self._ends_command():
-                if words := self._end_command():
-                    yield words
-                if self._take(1) == "\n":
-                    self._skip_here_documents()
-            else:
-                self._read_piece()
-        if words := self._end_command():
-            yield words
-
-    def _ends_command(self) -> bool:
-        char = self._text[self._at]
-        if char == "(" and self._in_word and self._pieces[-1].endswith("="):
-            return False  # NAME=(...), an array
-        return char in "\n;|()" or (char == "&" and not self._text.startswith("&>", self._at))
-
-    def _read_piece(self) -> None:
-        char = self._text[self._at]
-        if char == "\\":
-            escaped = self._take(2)[1:]
-            if escaped != "\n":
-                self._add(escaped)
-        elif char == "'":
-            self._add_single_quoted()
-        elif char == '"':
-            self._add_double_quoted()
-        elif char in "$`":
-            self._add_expansion()
-        elif char == "(":
-            self._add_unknown(self._take(self._length_to("(", ")")))
-        elif char in " \t":
-            self._end_word()
-            self._take(1)
-        elif char == "#" and not self._in_word:
-            end = self._text.find("\n", self._at)
-            self._at = len(self._text) if end < 0 else end
-        elif char in "<>" or char == "&":
-            self._read_redirection()
-        else:
-            self._add(self._take(1))
-
-    def _add_single_quoted(self) -> None:
-        end = self._text.find("'", self._at + 1)
-        end = len(self._text) if end < 0 else end
-        self._add("")
-        self._add(self._take(end + 1 - self._at)[1:].removesuffix("'"))
-
-    def _add_double_quoted(self) -> None:
-        self._add("")
-        self._take(1)
-        while self._at < len(self._text) and self._text[self._at] != '"':
-            char = self._text[self._at]
-            if char == "\\":
-                pair = self._take(2)
-                if pair[1:] != "\n":
-                    self._add(pair[1:] if pair[1:] in ("$", "`", '"', "\\") else pair)
-            elif char in "$`":
-                self._add_expansion()
-            else:
-                self._add(self._take(1))
-        self._take(1)
-
-    def _add_expansion(self) -> None:
-        """Adds the value of what begins at `$` or a backtick, or its text where the value isn't known."""
-        rest = self._text[self._at : self._at + 2]
-        if variable := _VARIABLE.match(self._text, self._at):
-            self._add_value(self._take(len(variable.group())), variable.group(1), None)
-        elif rest == "${":
-            written = self._take(self._length_to("{", "}"))
-            parameter = _PARAMETER.fullmatch(written[2:-1])
-            if parameter:
-                self._add_value(written, parameter.group(1), parameter.group(2))
-            else:
-                self._add_unknown(written)
-        elif rest == "$(":
-            self._add_unknown(self._take(self._length_to("(", ")")))
-        elif rest[0] == "`":
-            end = self._text.find("`", self._at + 1)
-            written = self._take((len(self._text) if end < 0 else end + 1) - self._at)
-            if not written.startswith("`#"):  # a way to comment between continued lines: no command, no text
-                self._add_unknown(written)
-        elif _SPECIAL_PARAMETER.match(self._text, self._at):
-            self._add_unknown(self._take(2))
-        elif rest == "$'":
-            self._take(1)
-            self._add_single_quoted()
-        else:
-            self._add(self._take(1))
-
-    def _add_value(self, written: str, name: str, default: str | None) -> None:
-        if name in self._variables:
-            self._add(self._variables[name] or default or "")
-        elif default is not None:
-            self._add(default)
-        else:
-            self._add_unknown(written)
-
-    def _add_unknown(self, written: str) -> None:
-        self._add(written)
-        self._unknown.append(written)
-
-    def _length_to(self, opening: str, closing: str) -> int:
-        """Length from here to the bracket that closes the next one."""
-        depth = 0
-        for at in range(self._at, len(self._text)):
-            depth += {opening: 1, closing: -1}.get(self._text[at], 0)
-            if depth == 0 and self._text[at] == closing:
-                return at + 1 - self._at
-        return len(self._text) - self._at
-
-    def _read_redirection(self) -> None:
-        if "".join(self._pieces).isdigit():
-            self._start_word()  # the file descriptor in `2>log` is no argument
-        self._end_word()
-        if document := _HERE_DOCUMENT.match(self._text, self._at):
-            self._here_documents.append((document.group(1) == "-", document.group(3)))
-            self._take(len(document.group()))
-        elif self._text[self._at + 1 : self._at + 2] == "(":
-            self._add_unknown(self._take(self._length_to("(", ")")))
-        else:
-            operator = _REDIRECTION.match(self._text, self._at)
-            self._take(len(operator.group()) if operator else 1)
-            self._drop_next_word = True
-
-    def _skip_here_documents(self) -> None:
-        for strip_tabs, delimiter in self._here_documents:
-            while self._at < len(self._text):
-                end = self._text.find("\n", self._at)
-                line = self._take((len(self._text) if end < 0 else end + 1) - self._at).rstrip("\n")
-                if (line.lstrip("\t") if strip_tabs else line) == delimiter:
-                    break
-        self._here_documents = []

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from autobatch.runs.shell import Command, Word, assignment, read_commands
+from autobatch.runs.shell import Command, assignment, read_commands
+from autobatch.runs.shell_words import Word
 from autobatch.runs.slurm_header import read_header
 
 # Source: torch.distributed.run.get_args_parser (torch 2.13), whose options `tune run` accepts.
