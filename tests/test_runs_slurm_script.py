@@ -155,6 +155,28 @@ def test_here_document_ends() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "delimiter"),
+    [
+        pytest.param("'END-X'", "END-X", id="single-quotes"),
+        pytest.param('"end of file"', "end of file", id="double-quotes"),
+        pytest.param("END-X", "END-X", id="dash"),
+        pytest.param("\\EOF", "EOF", id="backslash"),
+        pytest.param("E'O'F", "EOF", id="partly-quoted"),
+        pytest.param("!@#%", "!@#%", id="no-letter"),
+        pytest.param("''", "", id="empty"),
+        pytest.param("EOF|", "EOF", id="up-to-a-pipe"),
+    ],
+)
+def test_here_document_delimiters(written: str, delimiter: str) -> None:
+    script = parse(f"cat <<{written} tee x\nexport A=1\n{delimiter}\nexport B=2\n{TRAIN}\n")
+    assert script.exports == {"B": "2"}
+
+
+def test_here_string_is_no_here_document() -> None:
+    assert parse(f"cat <<< END-X\nexport A=1\nEND-X\n{TRAIN}\n").exports == {"A": "1"}
+
+
+@pytest.mark.parametrize(
     ("options", "processes"),
     [
         pytest.param("", 1, id="none"),

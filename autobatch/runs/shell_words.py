@@ -9,7 +9,8 @@ from dataclasses import dataclass
 _VARIABLE = re.compile(r"\$([A-Za-z_]\w*)")
 _PARAMETER = re.compile(r"([A-Za-z_]\w*)(?::?-([^$`]*))?", re.DOTALL)
 _SPECIAL_PARAMETER = re.compile(r"\$[0-9@*#?$!-]")
-_HERE_DOCUMENT = re.compile(r"<<(-?)[ \t]*(['\"]?)([\w.]+)\2")
+_HERE_DOCUMENT = re.compile(r"""<<(-?)[ \t]*((?:'[^'\n]*'|"[^"\n]*"|\\.|[^\s|&;()<>'"\\])+)""")
+_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)"|\\(.)""")
 _REDIRECTION = re.compile(r"&>>?|<<<|<>|[<>]&|>\||>>|[<>]")
 
 
@@ -191,7 +192,8 @@ class Lexer:
             self._start_word()  # the file descriptor in `2>log` is no argument
         self._end_word()
         if document := _HERE_DOCUMENT.match(self._text, self._at):
-            self._here_documents.append((document.group(1) == "-", document.group(3)))
+            delimiter = _QUOTED.sub(lambda quoted: quoted[quoted.lastindex or 0], document.group(2))
+            self._here_documents.append((document.group(1) == "-", delimiter))
             self._take(len(document.group()))
         elif self._text[self._at + 1 : self._at + 2] == "(":
             self._add_unknown(self._take(self._length_to("(", ")")))
