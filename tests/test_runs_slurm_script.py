@@ -320,10 +320,44 @@ def test_exports_without_tune_run() -> None:
         pytest.param("cd /data; cd run1", "/data/run1", id="twice"),
         pytest.param('cd "$SLURM_SUBMIT_DIR"', None, id="unknown"),
         pytest.param('cd "$HOME/a b"', "/home/ada/a b", id="known-variable"),
+        pytest.param("cd ~/proj", "/home/ada/proj", id="tilde-and-slash"),
+        pytest.param("cd ~; cd proj", "/home/ada/proj", id="tilde"),
+        pytest.param('cd ~/"a b" && true', "/home/ada/a b", id="tilde-before-quotes"),
+        pytest.param("HOME=/elsewhere\ncd ~/proj", "/elsewhere/proj", id="tilde-with-another-home"),
+        pytest.param("unset HOME\ncd /x; cd ~/proj", None, id="tilde-without-home"),
+        pytest.param("export RUN=~/proj\ncd $RUN", "/home/ada/proj", id="tilde-in-an-assignment"),
+        pytest.param("cd '~/proj'", "~/proj", id="quoted-tilde"),
+        pytest.param('cd "~"/proj', "~/proj", id="tilde-alone-in-quotes"),
+        pytest.param("cd \\~", "~", id="escaped-tilde"),
+        pytest.param("cd /x~/y~", "/x~/y~", id="tilde-further-on"),
+        pytest.param("cd ${NOWHERE:-~/proj}", None, id="tilde-as-default"),
+        pytest.param("cd /x; cd ~bob/proj", None, id="another-user's-home"),
+        pytest.param("cd /x; cd -", None, id="back"),
+        pytest.param("cd /x; cd - && cd y", "y", id="on-from-back"),
     ],
 )
 def test_directory(before: str, directory: str | None) -> None:
     assert parse(f"{before}\n{TRAIN}\n").directory == directory
+
+
+def test_tilde_in_arguments() -> None:
+    found = tune_run("tune run ~/r.py --config ~/finetune.yaml a=~/x b.c=~/x ~d/e '~/f' g=/h~/")
+    assert (found.recipe, found.config) == ("/home/ada/r.py", "/home/ada/finetune.yaml")
+    assert found.overrides == ("a=/home/ada/x", "b.c=~/x", "~d/e", "~/f", "g=/h~/")
+
+
+@pytest.mark.parametrize(
+    ("before", "line"),
+    [
+        pytest.param("", None, id="none"),
+        pytest.param("cd /x\ncd y", 2, id="last"),
+        pytest.param('cd "$UNKNOWN"\ncd y', None, id="behind-an-unknown-one"),
+        pytest.param("cd -\ncd /y", 2, id="absolute-behind-an-unknown-one"),
+        pytest.param("cd y\n(cd z)", 1, id="subshell"),
+    ],
+)
+def test_directory_line(before: str, line: int | None) -> None:
+    assert parse(f"{before}\n{TRAIN}\n").directory_line == line
 
 
 def test_windows_line_ends_and_other_encodings(tmp_path: Path) -> None:

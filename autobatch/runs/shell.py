@@ -1,11 +1,11 @@
 """The words of a batch script, as a shell would pass them on. Nothing is executed.
 
 Covered: quotes, backslashes and continued lines, comments, `;` `&&` `||` `|` `&` and parentheses between
-commands, redirections, here-documents, and variables whose value is known (the environment, literal
-assignments and `export` lines further up). Not covered: the value of `$(...)`, of positional parameters
-and of arithmetic; such a word keeps its text and names in `Word.unknown` what isn't known. Branches and
-loops are read as if each line ran once. What is set between parentheses ends there; the lines of a function
-are read where it is called.
+commands, redirections, here-documents, a `~` for HOME, and variables whose value is known (the environment,
+literal assignments and `export` lines further up). Not covered: the value of `$(...)`, of positional
+parameters and of arithmetic; such a word keeps its text and names in `Word.unknown` what isn't known.
+Branches and loops are read as if each line ran once. What is set between parentheses ends there; the lines
+of a function are read where it is called.
 """
 
 from __future__ import annotations
@@ -25,18 +25,40 @@ _DEEPEST_CALL = 50
 
 
 @dataclass(frozen=True)
+class Directory:
+    """Where a script is.
+
+    Attributes:
+        path: as far as its `cd` lines say; empty where it began, or where the last absolute one isn't known.
+        line: of the last `cd`.
+        is_known: False where a `cd` on the way isn't known.
+    """
+
+    path: PurePosixPath = field(default_factory=PurePosixPath)
+    line: int | None = None
+    is_known: bool = True
+
+    def after(self, target: Word) -> Directory:
+        """Where ``cd TARGET`` leads."""
+        if target.unknown or re.match(r"-$|~[^/]", target.text):  # `cd -`, `cd ~ada`
+            return Directory(is_known=False)
+        path = self.path / target.text
+        return Directory(path, target.line, self.is_known or path.is_absolute())
+
+
+@dataclass(frozen=True)
 class State:
     """What the commands so far have set.
 
     Attributes:
         variables: known by now, exported or not.
         exports: name to (value, line) of the variables that the script has exported.
-        directory: to which it has changed; None where it began, or when that isn't known.
+        directory: to which it has changed.
     """
 
     variables: dict[str, str]
     exports: dict[str, tuple[str, int]] = field(default_factory=dict)
-    directory: PurePosixPath | None = None
+    directory: Directory = Directory()
 
     def copy(self) -> State:
         return State(dict(self.variables), dict(self.exports), self.directory)
@@ -203,8 +225,7 @@ def _apply(words: tuple[Word, ...], state: State) -> State:
     """What `state` becomes by a command; its dicts are changed in place."""
     _keep_assignments(words, state.variables, state.exports)
     if words[0].text == "cd" and len(words) == 2:
-        directory = None if words[1].unknown else (state.directory or PurePosixPath()) / words[1].text
-        return State(state.variables, state.exports, directory)
+        return State(state.variables, state.exports, state.directory.after(words[1]))
     return state
 
 

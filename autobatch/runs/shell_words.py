@@ -12,6 +12,8 @@ _SEPARATOR = re.compile(r";;&|;;|;&|&&|\|\||\|&|[\n;|()]|&(?!>)")
 _NAME = r"[^\s()<>&|;$'\"`\\#={}]+"
 _FUNCTION = re.compile(rf"function[ \t]+({_NAME})(?:[ \t]*\([ \t]*\))?|({_NAME})[ \t]*\([ \t]*\)")
 _VARIABLE = re.compile(r"\$([A-Za-z_]\w*)")
+_TILDE = re.compile(r"~(?=[/\s;|&()<>]|\Z)")
+_TILDE_FOLLOWS = re.compile(r"(?:[A-Za-z_]\w*\+?=)?")
 _PARAMETER = re.compile(r"([A-Za-z_]\w*)(?::?-([^$`]*))?", re.DOTALL)
 _SPECIAL_PARAMETER = re.compile(r"\$[0-9@*#?$!-]")
 _HERE_DOCUMENT = re.compile(r"""<<(-?)[ \t]*((?:'[^'\n]*'|"[^"\n]*"|\\.|[^\s|&;()<>'"\\])+)""")
@@ -147,6 +149,8 @@ class Lexer:
             self._add_double_quoted()
         elif char in "$`":
             self._add_expansion()
+        elif self._is_tilde():
+            self._add_value(self._take(1), "HOME", None)
         elif char == "(":
             self._add_unknown(self._take(self._length_to("(", ")")))
         elif char in " \t":
@@ -159,6 +163,11 @@ class Lexer:
             self._read_redirection()
         else:
             self._add(self._take(1))
+
+    def _is_tilde(self) -> bool:
+        """At a ``~`` for the home directory: alone or before a slash, first in a word or in an assignment."""
+        is_tilde = _TILDE.match(self.text, self.at)
+        return bool(is_tilde and _TILDE_FOLLOWS.fullmatch("".join(self._pieces)))
 
     def _add_single_quoted(self) -> None:
         end = self.text.find("'", self.at + 1)
@@ -211,7 +220,7 @@ class Lexer:
     def _add_value(self, written: str, name: str, default: str | None) -> None:
         if name in self._variables:
             self._add(self._variables[name] or default or "")
-        elif default is not None:
+        elif default is not None and not default.startswith("~"):
             self._add(default)
         else:
             self._add_unknown(written)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from autobatch.runs.shell import Command, Script, State, assignment
+from autobatch.runs.shell import Command, Directory, Script, State, assignment
 from autobatch.runs.shell_words import Word
 from autobatch.runs.slurm_header import read_header
 
@@ -72,6 +72,7 @@ class SlurmScript:
         exports: variables that the training sees because the script sets them to a literal value.
         export_lines: the line of each.
         directory: where the script changes to before the training, when it says so literally.
+        directory_line: of the `cd` that does; None when it starts from a directory that isn't known.
         notes: what had to be assumed, for the user to hear.
     """
 
@@ -82,6 +83,7 @@ class SlurmScript:
     exports: dict[str, str] = field(default_factory=dict)
     export_lines: dict[str, int] = field(default_factory=dict)
     directory: str | None = None
+    directory_line: int | None = None
     notes: tuple[str, ...] = ()
 
     def where(self, line: int | None) -> str:
@@ -95,7 +97,7 @@ class _Training:
 
     tune_run: TuneRun
     exports: Mapping[str, tuple[str, int]]
-    directory: str | None
+    directory: Directory
 
 
 def read_script(path: Path, environ: Mapping[str, str] | None = None) -> SlurmScript:
@@ -123,6 +125,7 @@ def parse_script(text: str, path: Path, environ: Mapping[str, str] | None = None
     trainings = list(_trainings(commands))
     notes: list[str] = []
     chosen = _choose(trainings, path, notes)
+    directory = chosen.directory if chosen else Directory()
     exports = chosen.exports if chosen else commands.state.exports
     return SlurmScript(
         path=path,
@@ -131,7 +134,8 @@ def parse_script(text: str, path: Path, environ: Mapping[str, str] | None = None
         tune_run=chosen.tune_run if chosen else None,
         exports={name: value for name, (value, _) in exports.items()},
         export_lines={name: line for name, (_, line) in exports.items()},
-        directory=chosen.directory if chosen else None,
+        directory=str(directory.path) if directory.path.parts else None,
+        directory_line=directory.line if directory.is_known else None,
         notes=tuple(notes),
     )
 
@@ -160,7 +164,7 @@ def _trainings(script: Script) -> Iterator[_Training]:
             tune_run = _parse_tune_run(words[start:])
             if tune_run:
                 exports = {**state.exports, **_inline_exports(words[:start])}
-                yield _Training(tune_run, exports, str(state.directory) if state.directory else None)
+                yield _Training(tune_run, exports, state.directory)
         elif nested := _shell_argument(words):
             inherited = State(state.variables, _inherited(command), state.directory)
             yield from _trainings(Script(nested.text, inherited, nested.line))
