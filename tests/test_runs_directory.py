@@ -15,7 +15,8 @@ from datasets import load_dataset
 
 from autobatch.errors import Problem, RunProblems, UsageError
 from autobatch.records import PackingMode, ProbeRequest
-from autobatch.runs.directory import RunDirectory, read_run
+from autobatch.runs.directory import RunDirectory, read_run, read_run_script, working_dir_of
+from autobatch.runs.findings import Findings
 from autobatch.runs.torchtune_source import package_dir
 
 CONFIG = """\
@@ -549,6 +550,46 @@ def test_a_chdir_that_is_not_there(run: Path) -> None:
         "--chdir=/not/there is not a directory",
         f"{run / 'finetune.slurm'}:2",
     )
+
+
+def working_dir_after(line: str, run: Path) -> tuple[Path, list[Problem]]:
+    """Where the job trains when `line` stands before its `tune run`, on line 3; HOME is the experiment."""
+    edit(run / "finetune.slurm", ("tune run", f"{line}\ntune run"))
+    findings = Findings()
+    script = read_run_script(run / "finetune.slurm", {"HOME": str(run.parent)}, findings)
+    return working_dir_of(run, script, findings), findings.problems
+
+
+@pytest.mark.parametrize(
+    "line", ["cd ../data", "cd ~/data", 'cd "$HOME/data"', "cd /not/there; cd $HOME/data"]
+)
+@pytest.mark.parametrize("kind", ["nothing", "file", "directory"])
+def test_a_cd_to_what_is_no_directory(kind: str, line: str, run: Path) -> None:
+    data = run.parent / "data"
+    if kind == "file":
+        data.write_text("")
+    elif kind == "directory":
+        data.mkdir()
+    working_dir, problems = working_dir_after(line, run)
+    assert working_dir.resolve() == data
+    if kind == "directory":
+        assert problems == []
+    else:
+        (problem,) = problems
+        assert problem.what == f"cd leads to {working_dir}, which is not a directory"
+        assert problem.where == f"{run / 'finetune.slurm'}:3"
+
+
+@pytest.mark.parametrize(
+    "line", ["cd ~bob", "cd -", 'cd "$UNKNOWN"', "cd -; cd not/there", "(cd /not/there)"]
+)
+def test_a_cd_that_is_not_known_is_no_problem(line: str, run: Path) -> None:
+    assert working_dir_after(line, run)[1] == []
+
+
+def test_a_cd_to_where_nothing_is_stops_the_probe(run: Path) -> None:
+    edit(run / "finetune.slurm", ("tune run", "cd /not/there\ntune run"))
+    assert problems_of(run)[0].what == "cd leads to /not/there, which is not a directory"
 
 
 def test_a_script_that_trains_another_run(run: Path) -> None:

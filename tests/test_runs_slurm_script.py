@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from autobatch.runs.shell import read_commands
+from autobatch.runs.shell import Script, State
 from autobatch.runs.slurm_header import read_header
 from autobatch.runs.slurm_script import SlurmScript, TuneRun, parse_script, read_script
 
@@ -155,6 +155,28 @@ def test_here_document_ends() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "delimiter"),
+    [
+        pytest.param("'END-X'", "END-X", id="single-quotes"),
+        pytest.param('"end of file"', "end of file", id="double-quotes"),
+        pytest.param("END-X", "END-X", id="dash"),
+        pytest.param("\\EOF", "EOF", id="backslash"),
+        pytest.param("E'O'F", "EOF", id="partly-quoted"),
+        pytest.param("!@#%", "!@#%", id="no-letter"),
+        pytest.param("''", "", id="empty"),
+        pytest.param("EOF|", "EOF", id="up-to-a-pipe"),
+    ],
+)
+def test_here_document_delimiters(written: str, delimiter: str) -> None:
+    script = parse(f"cat <<{written} tee x\nexport A=1\n{delimiter}\nexport B=2\n{TRAIN}\n")
+    assert script.exports == {"B": "2"}
+
+
+def test_here_string_is_no_here_document() -> None:
+    assert parse(f"cat <<< END-X\nexport A=1\nEND-X\n{TRAIN}\n").exports == {"A": "1"}
+
+
+@pytest.mark.parametrize(
     ("options", "processes"),
     [
         pytest.param("", 1, id="none"),
@@ -207,8 +229,87 @@ def test_exports_are_those_that_the_training_sees() -> None:
     assert script.export_lines == {"A": 1, "B": 1, "D": 3, "G": 4, "I": 7}
 
 
+@pytest.mark.parametrize(
+    ("before", "exports", "directory"),
+    [
+        pytest.param("(export A=1; cd /x)", {}, None, id="subshell"),
+        pytest.param("export A=1\n(\n  export A=2\n  cd /x\n)", {"A": "1"}, None, id="subshell-of-lines"),
+        pytest.param("A=1\n(A=2)\nexport B=$A", {"B": "1"}, None, id="variable-of-a-subshell"),
+        pytest.param("(cd /x; (cd y; export A=1); export B=2)", {}, None, id="nested-subshells"),
+        pytest.param(
+            "((export A=1); export B=2)\nexport C=3", {"C": "3"}, None, id="subshell-at-once-in-another"
+        ),
+        pytest.param("( [[ a =~ ^(a|b)$ ]] && export A=1 )", {}, None, id="brackets-of-a-test"),
+        pytest.param(
+            "(case $x in a) export A=1;; (b|c) export B=1;; esac; cd /x)", {}, None, id="case-inside"
+        ),
+        pytest.param(
+            "case $x in\n  a) export A=1 ;;\n  (b) (export B=1) ;;\nesac", {"A": "1"}, None, id="case"
+        ),
+        pytest.param("(\ncase $x in\n  a) A=1\nesac\nexport B=1)\n", {}, None, id="case-of-lines-inside"),
+        pytest.param("{ export A=1; cd /x; }", {"A": "1"}, "/x", id="braces"),
+        pytest.param("(( i = (1 + 2) << 2 ))\nexport A=1\n2", {"A": "1"}, None, id="arithmetic"),
+        pytest.param("for ((i = 0; i < 2; i++)); do export A=1; done", {"A": "1"}, None, id="arithmetic-for"),
+        pytest.param("B=$( (cd /x; date) ) C=$((1 + 2)); export A=1", {"A": "1"}, None, id="substitutions"),
+        pytest.param("a=()\nb=( '(' x \")\" # (\n)\nc+=(y)\nexport A=1", {"A": "1"}, None, id="arrays"),
+        pytest.param("diff <(cd /x; ls) >(cat); export A=1", {"A": "1"}, None, id="process-substitution"),
+        pytest.param("f() { export A=1; cd /x; }", {}, None, id="function"),
+        pytest.param("f ()\n{\n  export A=1\n}\nexport B=1", {"B": "1"}, None, id="function-of-lines"),
+        pytest.param("function f { export A=1; }\nfunction g() { cd /x; }", {}, None, id="function-keyword"),
+        pytest.param("f() (export A=1)\nexport B=1", {"B": "1"}, None, id="function-in-a-subshell"),
+        pytest.param(
+            "if x; then f() { export A=1; }; fi\nexport B=1", {"B": "1"}, None, id="function-in-a-branch"
+        ),
+        pytest.param(
+            "f() {\n  { (x) }; case a in }) A=1;; esac\n  export A=1\n}", {}, None, id="nested-in-function"
+        ),
+        pytest.param("(f() { x; })\n(export A=1)", {}, None, id="function-that-ends-with-its-subshell"),
+        pytest.param("f() { export A=$B; cd x; }\nB=1\nf\ncd y", {"A": "1"}, "x/y", id="called"),
+        pytest.param("f() { export A=$1; }\nf 1", {}, None, id="called-with-arguments"),
+        pytest.param("f() ( export A=1 )\nf", {}, None, id="called-in-a-subshell-of-its-own"),
+        pytest.param(
+            "g() { export A=1; }; f() { g; }\nf || exit 1", {"A": "1"}, None, id="called-by-a-called-one"
+        ),
+        pytest.param("f() { export A=1; f; }\nf", {"A": "1"}, None, id="recursive"),
+    ],
+)
+def test_settings_of_subshells_and_functions(
+    before: str, exports: dict[str, str], directory: str | None
+) -> None:
+    script = parse(f"{before}\n{TRAIN}\n")
+    assert script.tune_run is not None
+    assert (script.exports, script.directory) == (exports, directory)
+
+
+@pytest.mark.parametrize(
+    ("text", "exports", "directory"),
+    [
+        pytest.param(f"export A=1\n(cd /x; export B=2\n{TRAIN})", {"A": "1", "B": "2"}, "/x", id="subshell"),
+        pytest.param(f"f() {{\n  export A=1\n{TRAIN}\n}}\ncd /x\nf", {"A": "1"}, "/x", id="function"),
+        pytest.param(f"f() {{\n  cd y\n{TRAIN}\n}}\ncd /x\ntrap f EXIT", {}, "/x/y", id="function-by-a-trap"),
+        pytest.param(f"cd /x\nbash -c 'cd y; export A=1\n{TRAIN}'", {"A": "1"}, "/x/y", id="shell"),
+    ],
+)
+def test_training_in_a_subshell_or_function(text: str, exports: dict[str, str], directory: str) -> None:
+    script = parse(text)
+    assert script.tune_run is not None
+    line = 1 + text[: text.index("tune run")].count("\n")
+    assert (script.tune_run.line, script.exports, script.directory) == (line, exports, directory)
+    assert script.notes == ()
+
+
+def test_function_called_for_several_trainings() -> None:
+    script = parse('f() {\n  tune run "$1" --config finetune.yaml\n}\nf a\nf b\n')
+    assert script.notes == ()
+
+
+def test_functions_that_call_each_other_take_no_time() -> None:
+    text = "".join(f"f{i}() {{ f{i + 1}; f{i + 1}; }}\n" for i in range(100))
+    assert tune_run(f"{text}f0\n{TRAIN}\n").line == 102
+
+
 def test_exports_without_tune_run() -> None:
-    assert parse("export A=1\nsbatch other\n").exports == {"A": "1"}
+    assert parse("export A=1\nsbatch other\n(export B=1)\nf() { export C=1; }\n").exports == {"A": "1"}
 
 
 @pytest.mark.parametrize(
@@ -219,10 +320,44 @@ def test_exports_without_tune_run() -> None:
         pytest.param("cd /data; cd run1", "/data/run1", id="twice"),
         pytest.param('cd "$SLURM_SUBMIT_DIR"', None, id="unknown"),
         pytest.param('cd "$HOME/a b"', "/home/ada/a b", id="known-variable"),
+        pytest.param("cd ~/proj", "/home/ada/proj", id="tilde-and-slash"),
+        pytest.param("cd ~; cd proj", "/home/ada/proj", id="tilde"),
+        pytest.param('cd ~/"a b" && true', "/home/ada/a b", id="tilde-before-quotes"),
+        pytest.param("HOME=/elsewhere\ncd ~/proj", "/elsewhere/proj", id="tilde-with-another-home"),
+        pytest.param("unset HOME\ncd /x; cd ~/proj", None, id="tilde-without-home"),
+        pytest.param("export RUN=~/proj\ncd $RUN", "/home/ada/proj", id="tilde-in-an-assignment"),
+        pytest.param("cd '~/proj'", "~/proj", id="quoted-tilde"),
+        pytest.param('cd "~"/proj', "~/proj", id="tilde-alone-in-quotes"),
+        pytest.param("cd \\~", "~", id="escaped-tilde"),
+        pytest.param("cd /x~/y~", "/x~/y~", id="tilde-further-on"),
+        pytest.param("cd ${NOWHERE:-~/proj}", None, id="tilde-as-default"),
+        pytest.param("cd /x; cd ~bob/proj", None, id="another-user's-home"),
+        pytest.param("cd /x; cd -", None, id="back"),
+        pytest.param("cd /x; cd - && cd y", "y", id="on-from-back"),
     ],
 )
 def test_directory(before: str, directory: str | None) -> None:
     assert parse(f"{before}\n{TRAIN}\n").directory == directory
+
+
+def test_tilde_in_arguments() -> None:
+    found = tune_run("tune run ~/r.py --config ~/finetune.yaml a=~/x b.c=~/x ~d/e '~/f' g=/h~/")
+    assert (found.recipe, found.config) == ("/home/ada/r.py", "/home/ada/finetune.yaml")
+    assert found.overrides == ("a=/home/ada/x", "b.c=~/x", "~d/e", "~/f", "g=/h~/")
+
+
+@pytest.mark.parametrize(
+    ("before", "line"),
+    [
+        pytest.param("", None, id="none"),
+        pytest.param("cd /x\ncd y", 2, id="last"),
+        pytest.param('cd "$UNKNOWN"\ncd y', None, id="behind-an-unknown-one"),
+        pytest.param("cd -\ncd /y", 2, id="absolute-behind-an-unknown-one"),
+        pytest.param("cd y\n(cd z)", 1, id="subshell"),
+    ],
+)
+def test_directory_line(before: str, line: int | None) -> None:
+    assert parse(f"{before}\n{TRAIN}\n").directory_line == line
 
 
 def test_windows_line_ends_and_other_encodings(tmp_path: Path) -> None:
@@ -235,11 +370,14 @@ def test_windows_line_ends_and_other_encodings(tmp_path: Path) -> None:
     assert script.tune_run == TuneRun("lora", "finetune.yaml", (), (), 4)
 
 
-@given(st.text(alphabet="ab =$'\"\\`(){}<>&|;#\n-", max_size=60))
+@given(st.text(alphabet="ab ~=$'\"\\`(){}<>&|;#\n-", max_size=60))
 @example("$")
 @example("${")
 @example('"\\')
 @example("<<")
+@example("((")
+@example("a(){")
+@example("a(){ b\n}\nb(){ a(){ b\n}\n}\n")
 def test_no_text_stops_the_reader(text: str) -> None:
-    words = [word for command in read_commands(text, {}) for word in command.words]
+    words = [word for command in Script(text, State({})).commands() for word in command.words]
     assert all(1 <= word.line <= text.count("\n") + 1 for word in words)

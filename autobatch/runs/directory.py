@@ -217,13 +217,22 @@ def working_dir_of(path: Path, script: SlurmScript | None, findings: Findings) -
     chdir = script.header.get("chdir")
     if chdir:
         working_dir = path / chdir
-        if not working_dir.is_dir():
+        if not os.path.isdir(working_dir):  # noqa: PTH112  # unlike Path.is_dir, no error without permission
             findings.problem(
                 f"--chdir={chdir} is not a directory",
                 script.where(script.header_lines.get("chdir")),
                 "correct it, or remove it to run in the directory from which sbatch is called",
             )
-    return working_dir / script.directory if script.directory else working_dir
+    if script.directory is None:
+        return working_dir
+    working_dir /= script.directory
+    if script.directory_line and not os.path.isdir(working_dir):  # noqa: PTH112
+        findings.problem(
+            f"cd leads to {working_dir}, which is not a directory",
+            script.where(script.directory_line),
+            "correct it, or make the directory: the probe runs in it, as the training does",
+        )
+    return working_dir
 
 
 def _checked(

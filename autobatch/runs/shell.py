@@ -1,41 +1,67 @@
 """The words of a batch script, as a shell would pass them on. Nothing is executed.
 
 Covered: quotes, backslashes and continued lines, comments, `;` `&&` `||` `|` `&` and parentheses between
-commands, redirections, here-documents, and variables whose value is known (the environment, literal
-assignments and `export` lines further up). Not covered: the value of `$(...)`, of positional parameters
-and of arithmetic; such a word keeps its text and names in `Word.unknown` what isn't known. Branches and
-loops are read as if each line ran once.
+commands, redirections, here-documents, a `~` for HOME, and variables whose value is known (the environment,
+literal assignments and `export` lines further up). Not covered: the value of `$(...)`, of positional
+parameters and of arithmetic; such a word keeps its text and names in `Word.unknown` what isn't known.
+Branches and loops are read as if each line ran once. What is set between parentheses ends there; the lines
+of a function are read where it is called.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
-_KEYWORDS = frozenset({"!", "{", "do", "elif", "else", "if", "then", "time", "until", "while"})
+from autobatch.runs.shell_words import KEYWORDS, Lexer, Word
+
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _APPENDING = re.compile(r"([A-Za-z_]\w*)\+=")
-_VARIABLE = re.compile(r"\$([A-Za-z_]\w*)")
-_PARAMETER = re.compile(r"([A-Za-z_]\w*)(?::?-([^$`]*))?", re.DOTALL)
-_SPECIAL_PARAMETER = re.compile(r"\$[0-9@*#?$!-]")
-_HERE_DOCUMENT = re.compile(r"<<(-?)[ \t]*(['\"]?)([\w.]+)\2")
-_REDIRECTION = re.compile(r"&>>?|<<<|<>|[<>]&|>\||>>|[<>]")
+# Functions that call several others double the work from call to call.
+_MOST_CALLS = 1000
+_DEEPEST_CALL = 50
 
 
 @dataclass(frozen=True)
-class Word:
-    """One word of a command, quotes removed and known variables filled in.
+class Directory:
+    """Where a script is.
 
     Attributes:
-        text: the word; what isn't known stands in it as it was written.
-        line: line of the script on which it begins, from 1.
-        unknown: the expansions in it whose value can't be known before the script runs.
+        path: as far as its `cd` lines say; empty where it began, or where the last absolute one isn't known.
+        line: of the last `cd`.
+        is_known: False where a `cd` on the way isn't known.
     """
 
-    text: str
-    line: int
-    unknown: tuple[str, ...] = ()
+    path: PurePosixPath = field(default_factory=PurePosixPath)
+    line: int | None = None
+    is_known: bool = True
+
+    def after(self, target: Word) -> Directory:
+        """Where ``cd TARGET`` leads."""
+        if target.unknown or re.match(r"-$|~[^/]", target.text):  # `cd -`, `cd ~ada`
+            return Directory(is_known=False)
+        path = self.path / target.text
+        return Directory(path, target.line, self.is_known or path.is_absolute())
+
+
+@dataclass(frozen=True)
+class State:
+    """What the commands so far have set.
+
+    Attributes:
+        variables: known by now, exported or not.
+        exports: name to (value, line) of the variables that the script has exported.
+        directory: to which it has changed.
+    """
+
+    variables: dict[str, str]
+    exports: dict[str, tuple[str, int]] = field(default_factory=dict)
+    directory: Directory = Directory()
+
+    def copy(self) -> State:
+        return State(dict(self.variables), dict(self.exports), self.directory)
 
 
 @dataclass(frozen=True)
@@ -44,13 +70,11 @@ class Command:
 
     Attributes:
         words: the words, assignments before the command included.
-        variables: the variables that the script had set when the command came, exported or not.
-        exports: name to (value, line) of the variables that the script had exported by then.
+        state: once it has run.
     """
 
     words: tuple[Word, ...]
-    variables: Mapping[str, str]
-    exports: Mapping[str, tuple[str, int]]
+    state: State
 
 
 def assignment(word: Word) -> tuple[str, str] | None:
@@ -59,23 +83,150 @@ def assignment(word: Word) -> tuple[str, str] | None:
     return (match.group(1), match.group(2)) if match else None
 
 
-def read_commands(text: str, environ: Mapping[str, str], first_line: int = 1) -> Iterator[Command]:
-    """The commands of a shell script in the order in which they stand.
+class Script:
+    """Reads a shell script from its first command to its last.
 
-    Args:
-        text: the script.
-        environ: variables known before its first line.
-        first_line: number of the first line of `text`.
+    Attributes:
+        state: after the commands so far; at the end, what the script leaves.
     """
-    variables = dict(environ)
-    exports: dict[str, tuple[str, int]] = {}
-    for words in _Lexer(text.replace("\r\n", "\n"), variables, first_line).commands():
-        while words and words[0].text in _KEYWORDS:
+
+    def __init__(self, text: str, state: State, first_line: int = 1) -> None:
+        """`state` is that before the first line of `text`, which is line `first_line`."""
+        self._text = text.replace("\r\n", "\n")
+        self._first_line = first_line
+        self.state = state.copy()
+        self._functions: dict[str, tuple[str, int]] = {}
+        self._uncalled: dict[str, None] = {}
+        self._callers: list[str] = []
+        self._calls = 0
+
+    def commands(self) -> Iterator[Command]:
+        """The commands in the order in which they run; behind them those of functions that nothing calls.
+
+        Such a function may be called in a way that can't be seen here, so its commands are read; what they
+        set ends with them.
+        """
+        yield from self._read(self._text, self._first_line)
+        end = self.state.copy()
+        while self._uncalled:
+            yield from self._call(next(iter(self._uncalled)))
+            self._restore(end)
+
+    def _read(self, text: str, first_line: int) -> Iterator[Command]:
+        lexer = Lexer(text, self.state.variables, first_line)
+        tokens = lexer.tokens()
+        nesting = _Nesting()
+        before_subshells: list[State] = []
+        for words, separator in tokens:
+            if separator == "()":
+                nesting.enter(words[:-1])
+                separator = self._define(words[-1].text, lexer, tokens)
+            elif command := nesting.enter(words):
+                self.state = _apply(command, self.state)
+                yield Command(command, self.state.copy())
+                name = next((word.text for word in command if assignment(word) is None), "")
+                if name in self._functions:
+                    yield from self._call(name)
+            depth = nesting.subshells
+            nesting.separate(separator)
+            if nesting.subshells > depth:
+                before_subshells.append(self.state.copy())
+            elif nesting.subshells < depth:
+                self._restore(before_subshells.pop())
+
+    def _define(self, name: str, lexer: Lexer, tokens: Iterator[tuple[tuple[Word, ...], str]]) -> str:
+        """Keeps a function's body and runs nothing of it; the separator behind it, if that isn't its own."""
+        at, line = lexer.at, lexer.line
+        nesting = _Nesting()
+        opened = False
+        separator = ""
+        for words, separator in tokens:
+            command = nesting.enter(words[:-1] if separator == "()" else words)
+            if (opened and not nesting.open) or (command and not opened and not nesting.open):
+                break
+            nesting.separate(separator)
+            if opened and not nesting.open:
+                separator = ""
+                break
+            opened = bool(nesting.open)
+        self._functions[name] = (lexer.text[at : lexer.at], line)
+        self._uncalled[name] = None
+        return separator
+
+    def _call(self, name: str) -> Iterator[Command]:
+        self._uncalled.pop(name, None)
+        if name in self._callers or self._calls == _MOST_CALLS or len(self._callers) == _DEEPEST_CALL:
+            return
+        self._calls += 1
+        self._callers.append(name)
+        yield from self._read(*self._functions[name])
+        self._callers.pop()
+
+    def _restore(self, state: State) -> None:
+        # The lexers that are at work look into this dict.
+        variables = self.state.variables
+        variables.clear()
+        variables.update(state.variables)
+        self.state = State(variables, dict(state.exports), state.directory)
+
+
+class _Nesting:
+    """The parentheses, braces and `case` in which a command stands.
+
+    Attributes:
+        open: "(", "{", "case", or "pattern" where a `case` goes on with a pattern; the innermost last.
+    """
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+
+    @property
+    def subshells(self) -> int:
+        """How many parentheses are open."""
+        return self.open.count("(")
+
+    @property
+    def _innermost(self) -> str:
+        return self.open[-1] if self.open else ""
+
+    def enter(self, words: tuple[Word, ...]) -> tuple[Word, ...]:
+        """The command in `words`, without the keywords before it; empty when there is none."""
+        while words:
+            first = words[0].text
+            if first == "esac" and self._innermost in ("case", "pattern"):
+                self.open.pop()
+            elif self._innermost == "pattern":
+                return ()
+            elif first == "case":
+                self.open.append("pattern")
+                return ()
+            elif first == "{":
+                self.open.append("{")
+            elif first == "}" and self._innermost == "{":
+                self.open.pop()
+            elif first not in KEYWORDS:
+                return words
             words = words[1:]
-        if not words:
-            continue
-        _keep_assignments(words, variables, exports)
-        yield Command(words, dict(variables), dict(exports))
+        return ()
+
+    def separate(self, separator: str) -> None:
+        """Follows what ended a command, as `Lexer.tokens` says it."""
+        if separator == "(" and self._innermost != "pattern":
+            self.open.append("(")
+        elif separator == ")" and self._innermost == "(":
+            self.open.pop()
+        elif separator == ")" and self._innermost == "pattern":
+            self.open[-1] = "case"
+        elif separator in (";;", ";&", ";;&") and self._innermost == "case":
+            self.open[-1] = "pattern"
+
+
+def _apply(words: tuple[Word, ...], state: State) -> State:
+    """What `state` becomes by a command; its dicts are changed in place."""
+    _keep_assignments(words, state.variables, state.exports)
+    if words[0].text == "cd" and len(words) == 2:
+        return State(state.variables, state.exports, state.directory.after(words[1]))
+    return state
 
 
 def _keep_assignments(
@@ -110,185 +261,3 @@ def _keep_assignments(
         variables[name] = value
         if exported or name in exports:
             exports[name] = (value, word.line)
-
-
-class _Lexer:
-    """Splits a script into words; looks `variables` up as they are when a word is reached."""
-
-    def __init__(self, text: str, variables: Mapping[str, str], first_line: int) -> None:
-        self._text = text
-        self._variables = variables
-        self._at = 0
-        self._line = first_line
-        self._words: list[Word] = []
-        self._here_documents: list[tuple[bool, str]] = []
-        self._drop_next_word = False
-        self._start_word()
-
-    def _start_word(self) -> None:
-        self._pieces: list[str] = []
-        self._in_word = False
-        self._unknown: list[str] = []
-        self._word_line = self._line
-
-    def _add(self, piece: str) -> None:
-        if not self._in_word:
-            self._in_word = True
-            self._word_line = self._line
-        self._pieces.append(piece)
-
-    def _take(self, count: int) -> str:
-        taken = self._text[self._at : self._at + count]
-        self._at += count
-        self._line += taken.count("\n")
-        return taken
-
-    def _end_word(self) -> None:
-        if self._in_word:
-            if self._drop_next_word:
-                self._drop_next_word = False
-            else:
-                self._words.append(Word("".join(self._pieces), self._word_line, tuple(self._unknown)))
-        self._start_word()
-
-    def _end_command(self) -> tuple[Word, ...]:
-        self._end_word()
-        self._drop_next_word = False
-        words = tuple(self._words)
-        self._words = []
-        return words
-
-    def commands(self) -> Iterator[tuple[Word, ...]]:
-        while self._at < len(self._text):
-            if self._ends_command():
-                if words := self._end_command():
-                    yield words
-                if self._take(1) == "\n":
-                    self._skip_here_documents()
-            else:
-                self._read_piece()
-        if words := self._end_command():
-            yield words
-
-    def _ends_command(self) -> bool:
-        char = self._text[self._at]
-        if char == "(" and self._in_word and self._pieces[-1].endswith("="):
-            return False  # NAME=(...), an array
-        return char in "\n;|()" or (char == "&" and not self._text.startswith("&>", self._at))
-
-    def _read_piece(self) -> None:
-        char = self._text[self._at]
-        if char == "\\":
-            escaped = self._take(2)[1:]
-            if escaped != "\n":
-                self._add(escaped)
-        elif char == "'":
-            self._add_single_quoted()
-        elif char == '"':
-            self._add_double_quoted()
-        elif char in "$`":
-            self._add_expansion()
-        elif char == "(":
-            self._add_unknown(self._take(self._length_to("(", ")")))
-        elif char in " \t":
-            self._end_word()
-            self._take(1)
-        elif char == "#" and not self._in_word:
-            end = self._text.find("\n", self._at)
-            self._at = len(self._text) if end < 0 else end
-        elif char in "<>" or char == "&":
-            self._read_redirection()
-        else:
-            self._add(self._take(1))
-
-    def _add_single_quoted(self) -> None:
-        end = self._text.find("'", self._at + 1)
-        end = len(self._text) if end < 0 else end
-        self._add("")
-        self._add(self._take(end + 1 - self._at)[1:].removesuffix("'"))
-
-    def _add_double_quoted(self) -> None:
-        self._add("")
-        self._take(1)
-        while self._at < len(self._text) and self._text[self._at] != '"':
-            char = self._text[self._at]
-            if char == "\\":
-                pair = self._take(2)
-                if pair[1:] != "\n":
-                    self._add(pair[1:] if pair[1:] in ("$", "`", '"', "\\") else pair)
-            elif char in "$`":
-                self._add_expansion()
-            else:
-                self._add(self._take(1))
-        self._take(1)
-
-    def _add_expansion(self) -> None:
-        """Adds the value of what begins at `$` or a backtick, or its text where the value isn't known."""
-        rest = self._text[self._at : self._at + 2]
-        if variable := _VARIABLE.match(self._text, self._at):
-            self._add_value(self._take(len(variable.group())), variable.group(1), None)
-        elif rest == "${":
-            written = self._take(self._length_to("{", "}"))
-            parameter = _PARAMETER.fullmatch(written[2:-1])
-            if parameter:
-                self._add_value(written, parameter.group(1), parameter.group(2))
-            else:
-                self._add_unknown(written)
-        elif rest == "$(":
-            self._add_unknown(self._take(self._length_to("(", ")")))
-        elif rest[0] == "`":
-            end = self._text.find("`", self._at + 1)
-            written = self._take((len(self._text) if end < 0 else end + 1) - self._at)
-            if not written.startswith("`#"):  # a way to comment between continued lines: no command, no text
-                self._add_unknown(written)
-        elif _SPECIAL_PARAMETER.match(self._text, self._at):
-            self._add_unknown(self._take(2))
-        elif rest == "$'":
-            self._take(1)
-            self._add_single_quoted()
-        else:
-            self._add(self._take(1))
-
-    def _add_value(self, written: str, name: str, default: str | None) -> None:
-        if name in self._variables:
-            self._add(self._variables[name] or default or "")
-        elif default is not None:
-            self._add(default)
-        else:
-            self._add_unknown(written)
-
-    def _add_unknown(self, written: str) -> None:
-        self._add(written)
-        self._unknown.append(written)
-
-    def _length_to(self, opening: str, closing: str) -> int:
-        """Length from here to the bracket that closes the next one."""
-        depth = 0
-        for at in range(self._at, len(self._text)):
-            depth += {opening: 1, closing: -1}.get(self._text[at], 0)
-            if depth == 0 and self._text[at] == closing:
-                return at + 1 - self._at
-        return len(self._text) - self._at
-
-    def _read_redirection(self) -> None:
-        if "".join(self._pieces).isdigit():
-            self._start_word()  # the file descriptor in `2>log` is no argument
-        self._end_word()
-        if document := _HERE_DOCUMENT.match(self._text, self._at):
-            self._here_documents.append((document.group(1) == "-", document.group(3)))
-            self._take(len(document.group()))
-        elif self._text[self._at + 1 : self._at + 2] == "(":
-            self._add_unknown(self._take(self._length_to("(", ")")))
-        else:
-            operator = _REDIRECTION.match(self._text, self._at)
-            self._take(len(operator.group()) if operator else 1)
-            self._drop_next_word = True
-
-    def _skip_here_documents(self) -> None:
-        for strip_tabs, delimiter in self._here_documents:
-            while self._at < len(self._text):
-                end = self._text.find("\n", self._at)
-                line = self._take((len(self._text) if end < 0 else end + 1) - self._at).rstrip("\n")
-                if (line.lstrip("\t") if strip_tabs else line) == delimiter:
-                    break
-        self._here_documents = []

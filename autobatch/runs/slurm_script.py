@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from autobatch.runs.shell import Command, Word, assignment, read_commands
+from autobatch.runs.shell import Command, Directory, Script, State, assignment
+from autobatch.runs.shell_words import Word
 from autobatch.runs.slurm_header import read_header
 
 # Source: torch.distributed.run.get_args_parser (torch 2.13), whose options `tune run` accepts.
@@ -71,6 +72,7 @@ class SlurmScript:
         exports: variables that the training sees because the script sets them to a literal value.
         export_lines: the line of each.
         directory: where the script changes to before the training, when it says so literally.
+        directory_line: of the `cd` that does; None when it starts from a directory that isn't known.
         notes: what had to be assumed, for the user to hear.
     """
 
@@ -81,6 +83,7 @@ class SlurmScript:
     exports: dict[str, str] = field(default_factory=dict)
     export_lines: dict[str, int] = field(default_factory=dict)
     directory: str | None = None
+    directory_line: int | None = None
     notes: tuple[str, ...] = ()
 
     def where(self, line: int | None) -> str:
@@ -94,7 +97,7 @@ class _Training:
 
     tune_run: TuneRun
     exports: Mapping[str, tuple[str, int]]
-    directory: str | None
+    directory: Directory
 
 
 def read_script(path: Path, environ: Mapping[str, str] | None = None) -> SlurmScript:
@@ -118,14 +121,12 @@ def parse_script(text: str, path: Path, environ: Mapping[str, str] | None = None
         for name, value in (environ or {}).items()
         if name not in _SET_ANEW and not name.startswith("SLURM_")
     }
-    trainings = list(_trainings(text, known))
+    commands = Script(text, State(known))
+    trainings = list(_trainings(commands))
     notes: list[str] = []
     chosen = _choose(trainings, path, notes)
-    if chosen is None:
-        commands = list(read_commands(text, known))
-        exports = commands[-1].exports if commands else {}
-    else:
-        exports = chosen.exports
+    directory = chosen.directory if chosen else Directory()
+    exports = chosen.exports if chosen else commands.state.exports
     return SlurmScript(
         path=path,
         header=header,
@@ -133,7 +134,8 @@ def parse_script(text: str, path: Path, environ: Mapping[str, str] | None = None
         tune_run=chosen.tune_run if chosen else None,
         exports={name: value for name, (value, _) in exports.items()},
         export_lines={name: line for name, (_, line) in exports.items()},
-        directory=chosen.directory if chosen else None,
+        directory=str(directory.path) if directory.path.parts else None,
+        directory_line=directory.line if directory.is_known else None,
         notes=tuple(notes),
     )
 
@@ -144,42 +146,32 @@ def _choose(trainings: list[_Training], path: Path, notes: list[str]) -> _Traini
     named = [t for t in trainings if PurePosixPath(t.tune_run.config or "").name == "finetune.yaml"]
     chosen = (named or trainings)[0]
     line = chosen.tune_run.line
-    if len(trainings) > 1:
+    lines = sorted({t.tune_run.line for t in trainings})
+    if len(lines) > 1:
         why = "its --config is finetune.yaml" if named else "it is the first; no --config is finetune.yaml"
-        lines = ", ".join(str(t.tune_run.line) for t in trainings)
-        notes.append(f"{path}:{line}: of the `tune run` on lines {lines}, this one is taken: {why}")
+        on = ", ".join(map(str, lines))
+        notes.append(f"{path}:{line}: of the `tune run` on lines {on}, this one is taken: {why}")
     return chosen
 
 
-def _trainings(text: str, environ: Mapping[str, str], first_line: int = 1) -> Iterator[_Training]:
-    directory: PurePosixPath | None = None
-    for command in read_commands(text, environ, first_line):
-        words = command.words
-        first = words[0].text
-        if first == "cd" and len(words) == 2:
-            directory = None if words[1].unknown else (directory or PurePosixPath()) / words[1].text
-        if first in _PRINTING:
+def _trainings(script: Script) -> Iterator[_Training]:
+    for command in script.commands():
+        words, state = command.words, command.state
+        if words[0].text in _PRINTING:
             continue
         start = _tune_run_index(words)
         if start is not None:
             tune_run = _parse_tune_run(words[start:])
             if tune_run:
-                yield _Training(
-                    tune_run,
-                    {**command.exports, **_inline_exports(words[:start])},
-                    str(directory) if directory else None,
-                )
+                exports = {**state.exports, **_inline_exports(words[:start])}
+                yield _Training(tune_run, exports, state.directory)
         elif nested := _shell_argument(words):
-            for training in _trainings(nested.text, command.variables, nested.line):
-                yield _Training(
-                    training.tune_run,
-                    {**_inherited(command), **training.exports},
-                    training.directory or (str(directory) if directory else None),
-                )
+            inherited = State(state.variables, _inherited(command), state.directory)
+            yield from _trainings(Script(nested.text, inherited, nested.line))
 
 
 def _inherited(command: Command) -> dict[str, tuple[str, int]]:
-    return {**command.exports, **_inline_exports(command.words)}
+    return {**command.state.exports, **_inline_exports(command.words)}
 
 
 def _inline_exports(words: tuple[Word, ...]) -> dict[str, tuple[str, int]]:
