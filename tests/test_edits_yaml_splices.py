@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from autobatch.edits.yaml_values import set_values
 from autobatch.errors import EditError
@@ -70,6 +71,18 @@ def test_a_tagged_value_keeps_its_tag(text: str, edited: str) -> None:
     path = ("m", "n") if text.startswith("m") else ("n",)
 
     assert set_values(text, {path: 24}) == edited
+
+
+@pytest.mark.parametrize(
+    ("text", "edited"),
+    [
+        pytest.param("{a: 4, n: }", "{a: 4, n: , packed: True }", id="empty"),
+        pytest.param('{a: 4, n: ":"}', '{a: 4, n: ":", packed: True}', id="a colon"),
+        pytest.param("{a: 4}", "{a: 4, packed: True}", id="one digit"),
+    ],
+)
+def test_an_entry_goes_behind_the_last_of_a_flow_mapping(text: str, edited: str) -> None:
+    assert set_values(text, {("packed",): True}, loader=yaml.SafeLoader) == edited
 
 
 @pytest.mark.parametrize(
