@@ -173,7 +173,10 @@ def _requeue_only_when_preempted(deadline: float | None) -> None:
     There the search ends by itself and says how far it got; a job that needs longer than its limit would be
     requeued for ever. Slurm sends the warning up to a minute too early (sbatch(1), --signal).
     """
-    requeue = signal.getsignal(signal.SIGUSR2)
+    from autobatch.probing.slurm_warning import warning_signal
+
+    warning = warning_signal()
+    requeue = signal.getsignal(warning)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if deadline is not None and time.time() > deadline - _EARLY_S:
@@ -181,7 +184,7 @@ def _requeue_only_when_preempted(deadline: float | None) -> None:
         if callable(requeue):
             requeue(number, frame)
 
-    signal.signal(signal.SIGUSR2, on_signal)
+    signal.signal(warning, on_signal)
 
 
 def _deadline() -> float | None:
