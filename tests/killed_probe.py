@@ -1,7 +1,7 @@
-"""A probe that kills itself: `python -m tests.killed_probe RUN CAPACITY (trials N | rename N)`.
+"""A probe that kills itself: `python -m tests.killed_probe RUN CAPACITY (trials N | rename N) [FORCED]`.
 
 `trials N`: after the N-th trial. `rename N`: before the N-th file is put in its place, which is each time
-between two writes of the write-back.
+between two writes of the write-back. With FORCED, the mark of an attempt, it measures anew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autobatch.records import ProbeRequest
 from autobatch.units import parse_bytes
 
 
-def main(run: str, capacity: str, what: str, count: str) -> None:
+def main(run: str, capacity: str, what: str, count: str, forced: str = "") -> None:
     """Probe until the time comes."""
     left = int(count)
 
@@ -37,7 +37,8 @@ def main(run: str, capacity: str, what: str, count: str) -> None:
             die_at_zero()
 
     sys.addaudithook(audit)
-    run_probe(ProbeRequest(run, capacity_bytes=parse_bytes(capacity)), tell)
+    request = ProbeRequest(run, capacity_bytes=parse_bytes(capacity), force=bool(forced))
+    run_probe(request, tell, attempt=forced)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
+from autobatch.launch.watch import cancel
+from autobatch.probing.events import EVENTS, EventLog, Failed
 from autobatch.probing.lock import is_held, only_one
 from tests.conftest import MakeRun, files_of, heed_interrupts
 
@@ -117,12 +121,10 @@ def test_whatever_ends_the_waiting_command_ends_the_probe(
 def test_cancel_ends_no_process_that_isnt_the_probe(
     make_run: MakeRun, change: dict[str, str], said: str
 ) -> None:
-    import socket
-
     run = make_run()
     (run / "probe").mkdir()
     note = {"cluster": "local", "job_id": "1", "attempt": "a", "log": "", "submitted": 0.0}
-    note |= {"host": socket.gethostname()} | change
+    note |= {"host": gethostname()} | change
     (run / "probe" / "job.json").write_text(json.dumps(note))
 
     with only_one(run / "probe"):
@@ -130,6 +132,85 @@ def test_cancel_ends_no_process_that_isnt_the_probe(
 
     assert ended.returncode == 2
     assert said in ended.stderr
+
+
+def of_a_group(run: Path, note: dict[str, object], done: list[bool]) -> list[Path]:
+    """Runs of which `note` names the job, with its last word on those that it is done with."""
+    runs = [run.with_name(f"run{number}") for number in range(1, len(done) + 1)]
+    for one, is_done in zip(runs, done, strict=True):
+        (one / "probe").mkdir(parents=True, exist_ok=True)
+        (one / "finetune.yaml").touch()
+        members = [str(member) for member in runs]
+        (one / "probe" / "job.json").write_text(json.dumps(note | {"attempt": "a", "members": members}))
+        if is_done:
+            EventLog(one / "probe" / EVENTS, "a")(Failed("the answer is no", 1))
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("done", "group", "ends"),
+    [
+        pytest.param([True, False], "--group", True, id="the other goes on"),
+        pytest.param([True, False], "", False, id="without --group it's done"),
+        pytest.param([True, True], "--group", False, id="both are done"),
+    ],
+)
+def test_cancel_of_a_run_that_is_done_ends_the_group(
+    make_run: MakeRun, done: list[bool], group: str, ends: bool
+) -> None:
+    # What its command line says makes it a job.
+    code = "import time; time.sleep(600)"
+    job = subprocess.Popen([sys.executable, "-c", code, "autobatch.cli.job"])
+    note = {"cluster": "inline", "job_id": str(job.pid), "log": "", "submitted": 0.0, "host": gethostname()}
+    first, *_ = of_a_group(make_run(), note, done)
+    try:
+        threading.Thread(target=job.wait, daemon=True).start()
+        cancelled = call("cancel", first, *filter(None, [group]))
+        ended = job.poll() is not None
+    finally:
+        job.kill()
+        job.wait()
+
+    assert ended == ends
+    assert (cancelled.returncode, cancelled.stdout.strip()) == ((0, str(job.pid)) if ends else (1, ""))
+
+
+def test_cancel_leaves_alone_what_probes_a_run_of_a_group_that_has_ended(make_run: MakeRun) -> None:
+    note = {"cluster": "inline", "job_id": "1", "log": "", "submitted": 0.0, "host": gethostname()}
+    first, second = of_a_group(make_run(), note, [True, False])
+    (second / "probe" / "job.json").write_text(json.dumps(note | {"attempt": "b"}))
+
+    with only_one(second / "probe"):
+        cancelled = call("cancel", first, "--group")
+
+    assert cancelled.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "ends"), [("RUNNING", True), ("PENDING", True), ("COMPLETED", False), ("", True)]
+)
+def test_cancel_of_a_run_that_is_done_ends_the_slurm_job_of_the_group(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, ends: bool
+) -> None:
+    note = {"cluster": "slurm", "job_id": "28_0", "log": "", "submitted": 0.0}
+    first, *_ = of_a_group(make_run(), note, [True, False])
+    ended = tmp_path / "ended"
+    clients = {
+        # Without a state, Slurm doesn't answer.
+        "scontrol": f"echo JobState={state}" if state else "exit 1",
+        "sacct": "exit 1",
+        "scancel": f"echo $1 > {ended}",
+    }
+    for name, script in clients.items():
+        client = tmp_path / "bin" / name
+        client.parent.mkdir(exist_ok=True)
+        client.write_text(f"#!/bin/sh\n{script}\n")
+        client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+    assert cancel(first, whole_group=True) == ("28_0" if ends else None)
+    assert (ended.read_text() == "28_0\n") if ends else not ended.exists()
+    assert cancel(first) is None
 
 
 def test_a_module_of_the_users_in_the_current_directory_is_not_imported(

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autobatch.errors import UsageError
+from autobatch.launch.drawing import draw_report
+from autobatch.launch.entry import begin_job
 from autobatch.launch.resources import Resources, resolve_resources
+from autobatch.records import ProbeRequest, ProbeResult, Status
 from autobatch.runs.settings import Profile, find_profile, parse_minutes, user_directory
 from autobatch.world import World
 from tests.conftest import MakeRun
@@ -83,7 +89,6 @@ def test_sbatch_script(
 ) -> None:
     pytest.importorskip("submitit")
     from autobatch.launch.slurm import sbatch_script
-    from autobatch.records import ProbeRequest
     from autobatch.runs.directory import read_run
 
     directory = make_run()
@@ -139,7 +144,6 @@ def test_what_is_not_submitted(make_run: MakeRun, tmp_path: Path, name: str, sta
 
 def test_after_another_job(make_run: MakeRun) -> None:
     from autobatch.launch.slurm import sbatch_script
-    from autobatch.records import ProbeRequest
     from autobatch.runs.directory import read_run
 
     directory = make_run()
@@ -294,7 +298,6 @@ def test_one_task_starts_all_ranks_of_a_node(header: dict[str, str], asked: dict
 def test_the_probe_of_two_nodes_runs_on_the_first(make_run: MakeRun) -> None:
     from autobatch.launch.slurm import sbatch_script
     from autobatch.launch.submission import resources_for
-    from autobatch.records import ProbeRequest
     from autobatch.runs.directory import read_run
 
     path = make_run()
@@ -309,3 +312,57 @@ def test_the_probe_of_two_nodes_runs_on_the_first(make_run: MakeRun) -> None:
     assert run.world == World(2, 4, 8)
     assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1"} <= set(lines)
     assert " --nodes=1 --ntasks=1 " in next(line for line in lines if line.startswith("srun "))
+
+
+@pytest.mark.parametrize(
+    ("named", "number"),
+    [pytest.param(None, signal.SIGUSR2, id="USR2"), pytest.param("USR1", signal.SIGUSR1, id="USR1")],
+)
+@pytest.mark.parametrize(
+    ("seconds_left", "requeues"),
+    [pytest.param(600, True, id="preempted"), pytest.param(60, False, id="late")],
+)
+def test_a_warning_of_the_time_limit_requeues_nothing(
+    named: str | None,
+    number: signal.Signals,
+    seconds_left: int,
+    requeues: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "28")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + seconds_left))
+    environment = {"SUBMITIT_PREEMPT_SIGNAL": named}
+    heard = []
+    before = {one: signal.getsignal(one) for one in (number, signal.SIGTERM)}
+    try:
+        # As submitit has done by then.
+        signal.signal(number, lambda got, _: heard.append(got))
+        begin_job(environment)
+        signal.raise_signal(number)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    assert heard == ([number] if requeues else [])
+
+
+def test_the_report_is_drawn_though_slurm_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def sleep_instead(_: object, **settings: Any) -> None:
+        started.append(subprocess.Popen(["sleep", "60"], preexec_fn=settings["preexec_fn"]))
+        raise OSError("nothing to draw")
+
+    monkeypatch.setattr(subprocess, "run", sleep_instead)
+    draw_report(ProbeResult(Status.CRASHED, "", ProbeRequest(str(tmp_path))), tmp_path)
+    (drawing,) = started
+    try:
+        drawing.send_signal(signal.SIGUSR2)
+        time.sleep(0.3)
+        code = drawing.poll()
+    finally:
+        drawing.kill()
+        drawing.wait()
+
+    assert code is None

@@ -36,9 +36,9 @@ def probe(capacity: int) -> Probe:
     return call
 
 
-def probe_until_killed(run: Path, capacity: int, what: str, count: int) -> None:
+def probe_until_killed(run: Path, capacity: int, what: str, count: int, *forced: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.killed_probe", str(run), str(capacity), what, str(count)],
+        [sys.executable, "-m", "tests.killed_probe", str(run), str(capacity), what, str(count), *forced],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         check=False,
@@ -128,6 +128,35 @@ def test_killed_between_two_writes(
     assert without_figures(files_of(run)) == answered
     assert result.batch_size_before == 4
     assert json.loads((run / "probe" / "result.json").read_text())["status"] == "done"
+
+
+def test_force_discards_only_what_another_attempt_has_measured(
+    make_run: MakeRun, probe: Probe, capacity: int
+) -> None:
+    run = make_run("misbehaving.py", misbehaviour="none")
+    rows = run / "probe" / "rows.pt"
+    request = ProbeRequest(str(run), capacity_bytes=capacity, force=True)
+
+    def resumed(attempt: str) -> list[bool]:
+        events: list[Event] = []
+        assert run_probe(request, events.append, attempt=attempt).status is Status.DONE
+        return [event.resumed for event in events if isinstance(event, TrialEnded)]
+
+    probe(run)
+    before = rows.stat().st_mtime_ns
+    probe_until_killed(run, capacity, "trials", 2, "a")
+    packed = rows.stat().st_mtime_ns
+    measured = len(measured_sizes(run))
+
+    requeued = resumed("a")
+
+    assert packed != before
+    assert measured == 2
+    assert requeued == [True, True, False]
+    assert rows.stat().st_mtime_ns == packed
+    assert not any(resumed("b"))
+    assert rows.stat().st_mtime_ns != packed
+    assert not any(resumed(""))
 
 
 def test_run_again_measures_and_writes_nothing(make_run: MakeRun, probe: Probe, capacity: int) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,10 @@ def alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def wait_until(true: Callable[[], bool], what: str, seconds: float = 30) -> None:
@@ -199,6 +204,69 @@ def test_a_child_dies_when_its_parent_is_killed(tmp_path: Path, how: str, stoppe
 
     assert running
     wait_until(lambda: not alive(child) and not alive(grandchild), "both are gone")
+
+
+@pytest.mark.parametrize(
+    ("how", "named", "number"),
+    [
+        pytest.param("hang", {}, signal.SIGUSR2, id="forked"),
+        pytest.param("hang-cold", {}, signal.SIGUSR2, id="cold"),
+        pytest.param(
+            "hang", {"SUBMITIT_PREEMPT_SIGNAL": "USR1"}, signal.SIGUSR1, id="forked, another signal"
+        ),
+    ],
+)
+def test_server_and_child_outlive_slurms_warning(
+    tmp_path: Path, how: str, named: dict[str, str], number: signal.Signals
+) -> None:
+    pids = tmp_path / "pids"
+    job = subprocess.Popen(
+        [sys.executable, "-m", "tests.forked", how, str(tmp_path / "log"), str(pids)],
+        cwd=REPOSITORY,
+        env=os.environ | named,
+    )
+    try:
+        wait_until(pids.exists, "the child runs", seconds=120)
+        child, grandchild = map(int, pids.read_text().split())
+        processes = [child, grandchild, *([parent_of(child)] if how == "hang" else [])]
+        for pid in processes:
+            os.kill(pid, number)
+        time.sleep(0.5)
+        alive_after = [alive(pid) for pid in processes]
+    finally:
+        job.kill()
+        job.wait()
+
+    assert job.pid not in processes
+    assert all(alive_after)
+
+
+def test_the_launcher_of_a_node_outlives_slurms_warning(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    os.mkfifo(spec)
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "autobatch.probing.node", str(spec)], cwd=REPOSITORY, stdin=subprocess.PIPE
+    )
+
+    writing: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):
+            writing.append(os.open(spec, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writing)
+
+    try:
+        wait_until(is_read, "it reads what to launch", seconds=120)
+        launcher.send_signal(signal.SIGUSR2)
+        time.sleep(0.5)
+        code = launcher.poll()
+    finally:
+        launcher.kill()
+        launcher.wait()
+        for descriptor in writing:
+            os.close(descriptor)
+
+    assert code is None
 
 
 def test_a_server_that_still_imports_dies_when_its_job_is_killed() -> None:

@@ -98,6 +98,42 @@ def test_fresh_forgets(path: Path) -> None:
     assert Journal(path, KEY).trials == []
 
 
+def test_force_keeps_what_its_own_attempt_has_measured(path: Path) -> None:
+    written(path, ONE, TWO)
+
+    begun = Journal(path, KEY, fresh=True, attempt="a")
+    discarded = list(begun.trials)
+    begun.add_trial(THREE)
+
+    assert discarded == []
+    assert Journal(path, KEY, fresh=True, attempt="a").trials == [THREE]
+    assert Journal(path, KEY).trials == [THREE]
+    assert json.loads(lines_of(path)[0]) == {"key": KEY, "schema_version": 1, "forced": "a"}
+    assert Journal(path, {**KEY, "min_steps": 9}, fresh=True, attempt="a").trials == []
+    assert json.loads(lines_of(path)[0])["forced"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("began", "attempt"),
+    [
+        pytest.param("a", "b", id="another's"),
+        pytest.param("a", "", id="of a probe that is no job"),
+        pytest.param("", "", id="neither is a job"),
+    ],
+)
+def test_force_discards_what_another_attempt_has_measured(path: Path, began: str, attempt: str) -> None:
+    Journal(path, KEY, fresh=True, attempt=began).add_trial(ONE)
+
+    assert Journal(path, KEY, fresh=True, attempt=attempt).trials == []
+
+
+def test_an_attempt_without_force_leaves_no_mark(path: Path) -> None:
+    Journal(path, KEY, attempt="a").add_trial(ONE)
+
+    assert "forced" not in json.loads(lines_of(path)[0])
+    assert Journal(path, KEY, fresh=True, attempt="a").trials == []
+
+
 @pytest.mark.parametrize("verdict", [Verdict.CRASHED, Verdict.TIMED_OUT, Verdict.UNSTABLE])
 def test_what_says_nothing_about_memory_is_not_reused(path: Path, verdict: Verdict) -> None:
     written(path, ONE, Trial(2, verdict, detail="the disk was full"), THREE)

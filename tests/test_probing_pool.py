@@ -268,6 +268,26 @@ def test_results_on_file_count_unless_forced(make_run: MakeRun, probe_group: Pro
 
 
 @pytest.mark.recipe
+def test_a_forced_group_that_is_requeued_goes_on(make_run: MakeRun, probe_group: Probe) -> None:
+    run = make_run("misbehaving.py", misbehaviour="none")
+    second = copy_run(run, "run2", lr="1e-5")
+    probe_group([run, second])
+
+    # The job is preempted when it is done with its first run, and requeued.
+    begun = probe_group([run], force=True)
+    requeued = probe_group([run, second], force=True)
+
+    assert begun["run1"][0]
+    assert requeued["run1"][0] == []
+    assert requeued["run1"][1].trials == begun["run1"][1].trials
+    assert requeued["run2"][0] == []
+    assert [one.run for one in requeued["run2"][1].shared_from] == [str(run)]
+    # Packed by the first of them, for both.
+    rows = {one.stat().st_ino for one in run.parent.glob("*/probe/rows.pt")}
+    assert len(rows) == 1
+
+
+@pytest.mark.recipe
 def test_a_run_that_fails_keeps_no_other_from_its_answer(make_run: MakeRun, probe_group: Probe) -> None:
     run = make_run("misbehaving.py", misbehaviour="crash", at=2)
     second = copy_run(run, "run2", gradient_accumulation_steps=200)

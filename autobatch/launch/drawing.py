@@ -10,11 +10,11 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 from autobatch.launch.processes import SAFE_PATH
 from autobatch.probing.forkserver import die_with_parent
+from autobatch.probing.slurm_warning import ignore_warning
 from autobatch.records import ProbeResult
 
 #: Names of the files in `probe/`.
@@ -53,8 +53,7 @@ def draw_report(result: ProbeResult, run_dir: Path, at_most_s: float = _TIMEOUT_
             stderr=subprocess.PIPE,
             # Of a notebook that started the job; no window is wanted.
             env=os.environ | SAFE_PATH | {"MPLBACKEND": "agg"},
-            # A job that is killed leaves nothing behind.
-            preexec_fn=partial(die_with_parent, signal.SIGKILL),
+            preexec_fn=_begin,
             timeout=seconds,
             check=False,
         )
@@ -67,3 +66,9 @@ def draw_report(result: ProbeResult, run_dir: Path, at_most_s: float = _TIMEOUT_
         return ""
     said = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"]
     return f"{missing[0]}: {said[-1]}"
+
+
+def _begin() -> None:
+    """First of the process that draws: a job that is killed leaves nothing behind, one that is warned draws on."""
+    ignore_warning()
+    die_with_parent(signal.SIGKILL)

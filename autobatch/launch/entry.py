@@ -35,7 +35,7 @@ def probe_job(
 
     Args:
         request: a `ProbeRequest` as JSON.
-        attempt: marks this job's events.
+        attempt: marks this job's events, and what it has measured by force.
         environment: set (None: unset) before anything else; submitit's local executor hides the cards.
 
     Raises:
@@ -80,7 +80,7 @@ def probe_one(
 
     Args:
         request: a `ProbeRequest` as JSON.
-        attempt: marks this job's events.
+        attempt: as for `probe_job`.
         deadline: of `begin_job`.
         pool: what the job's other probes have measured.
 
@@ -113,7 +113,9 @@ def probe_one(
 
     try:
         try:
-            result = run_probe(asked, tell, deadline=deadline, forecaster=forecast, pool=pool)
+            result = run_probe(
+                asked, tell, deadline=deadline, forecaster=forecast, pool=pool, attempt=attempt
+            )
         except OSError as error:
             # A full disk, or a directory where one of the files in probe/ should be.
             raise UsageError(
@@ -137,7 +139,7 @@ class ProbeJob:
 
     Args:
         request: a `ProbeRequest` as JSON.
-        attempt: marks the job's events; it stays when the job is requeued.
+        attempt: as for `probe_job`; it stays when the job is requeued.
     """
 
     def __init__(self, request: Mapping[str, Any], attempt: str) -> None:
@@ -171,7 +173,10 @@ def _requeue_only_when_preempted(deadline: float | None) -> None:
     There the search ends by itself and says how far it got; a job that needs longer than its limit would be
     requeued for ever. Slurm sends the warning up to a minute too early (sbatch(1), --signal).
     """
-    requeue = signal.getsignal(signal.SIGUSR2)
+    from autobatch.probing.slurm_warning import warning_signal
+
+    warning = warning_signal()
+    requeue = signal.getsignal(warning)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if deadline is not None and time.time() > deadline - _EARLY_S:
@@ -179,7 +184,7 @@ def _requeue_only_when_preempted(deadline: float | None) -> None:
         if callable(requeue):
             requeue(number, frame)
 
-    signal.signal(signal.SIGUSR2, on_signal)
+    signal.signal(warning, on_signal)
 
 
 def _deadline() -> float | None:

@@ -23,7 +23,7 @@ def group_job(
     Args:
         requests: a `ProbeRequest` as JSON for each run. They differ in the run alone.
         others: run directories whose measurements on file count too; none of them with `force`.
-        attempt: marks the events of all of them.
+        attempt: marks the events of all of them, and what is measured by force.
         environment: as for `entry.probe_job`.
 
     Returns:
@@ -59,7 +59,7 @@ class GroupJob:
     Args:
         requests: a `ProbeRequest` as JSON for each run.
         others: run directories whose measurements on file count too.
-        attempt: marks the events; it stays when the job is requeued.
+        attempt: as for `group_job`; it stays when the job is requeued.
     """
 
     def __init__(self, requests: Sequence[Mapping[str, Any]], others: Sequence[str], attempt: str) -> None:

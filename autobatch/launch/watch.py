@@ -68,8 +68,7 @@ def cancel(run: Path, *, whole_group: bool = False) -> str | None:
     if not (run / CONFIG_NAME).is_file():
         raise UsageError(f"{run}: no {CONFIG_NAME} here: name a run directory")
     note = read_note(run / "probe")
-    under_way = ("queued", "running", "preempted", "unknown") if note and note.is_slurm else ("running",)
-    if note is None or status_of(run).state not in under_way:
+    if note is None or not _is_under_way(run, note, whole_group):
         return None
     others = [Path(member).name for member in note.members if Path(member) != run.resolve()]
     if others and not whole_group:
@@ -88,6 +87,20 @@ def cancel(run: Path, *, whole_group: bool = False) -> str | None:
         )
     end_job(int(note.job_id))
     return note.job_id
+
+
+def _is_under_way(run: Path, note: JobNote, whole_group: bool) -> bool:
+    """Whether the job in `note` isn't done with the run, or with any of its runs, as far as can be told."""
+    slurm_state = job_state(note.job_id) if note.is_slurm else None
+    runs = [run]
+    if whole_group and note.members:
+        if slurm_state is not None:
+            return slurm_state in ALIVE
+        # A run that another job has probed since has that job's note.
+        notes = {Path(member): read_note(Path(member) / "probe") for member in note.members}
+        runs = [member for member, theirs in notes.items() if theirs and theirs.attempt == note.attempt]
+    states = ("queued", "running", "preempted", "unknown") if note.is_slurm else ("running",)
+    return any(_judge(one, note, slurm_state)[0] in states for one in runs)
 
 
 def _judge(run: Path, note: JobNote, slurm_state: str | None) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +87,7 @@ class DensityStore:
         tell: Callable[[Event], None],
         *,
         fresh: bool = False,
+        attempt: str = "",
         packed_by: dict[str, Path] | None = None,
     ) -> PackingOutcome:
         """The density; `rows` holds rows for the trials afterwards.
@@ -94,7 +95,8 @@ class DensityStore:
         Args:
             server: gives the process that packs.
             tell: hears the progress.
-            fresh: pack again though nothing changed.
+            fresh: pack again though nothing changed, unless the same attempt has done so.
+            attempt: of the job; empty where there is none to go on with.
             packed_by: directories of other runs in which this dataset, by its key, may lie packed; this one's
                 is added.
         """
@@ -106,10 +108,13 @@ class DensityStore:
         signature = data_signature(resolved, self._run.working_dir)
         key = json.dumps([__version__, signature, self._packed, self._sample])
         kept = _read_kept(self._kept)
-        if not fresh and kept is not None and kept.key == key and kept.rows_bytes == _size(self.rows):
-            return PackingOutcome(kept.density, kept.held_bytes)
         packed_by = {} if packed_by is None else packed_by
-        taken = self._take_over(packed_by.get(key), key)
+        forced = attempt if fresh else ""
+        counts = not fresh or (kept is not None and bool(attempt) and kept.forced == attempt)
+        if counts and kept is not None and kept.key == key and kept.rows_bytes == _size(self.rows):
+            packed_by.setdefault(key, self._directory)
+            return PackingOutcome(kept.density, kept.held_bytes)
+        taken = self._take_over(packed_by.get(key), key, forced)
         if taken is not None:
             tell(Said(f"the dataset is packed already, for {packed_by[key].parent.name}"))
             return PackingOutcome(taken.density, taken.held_bytes)
@@ -151,12 +156,12 @@ class DensityStore:
             return PackingOutcome(None, error=f"the process that packs it ended with status {ended.code}")
         if "error" in said:
             return PackingOutcome(None, error=said["error"])
-        found = _Kept(key, from_json(Density, said["density"]), said["held_bytes"], _size(self.rows))
+        found = _Kept(key, from_json(Density, said["density"]), said["held_bytes"], _size(self.rows), forced)
         self._kept.write_text(json.dumps(to_json(found)), encoding="utf-8")
         packed_by[key] = self._directory
         return PackingOutcome(found.density, found.held_bytes)
 
-    def _take_over(self, other: Path | None, key: str) -> _Kept | None:
+    def _take_over(self, other: Path | None, key: str, forced: str) -> _Kept | None:
         """What another run's store holds, now this one's too; None when it doesn't hold `key` any more."""
         kept = _read_kept(other / self._kept.name) if other is not None else None
         if other is None or other == self._directory or kept is None or kept.key != key:
@@ -173,6 +178,7 @@ class DensityStore:
                 shutil.copyfile(rows, self.rows)
         if _size(self.rows) != kept.rows_bytes:
             return None
+        kept = replace(kept, forced=forced)
         self._kept.write_text(json.dumps(to_json(kept)), encoding="utf-8")
         return kept
 
@@ -230,12 +236,14 @@ class _Kept:
         density: how the dataset packs.
         held_bytes: resident memory that the dataset takes.
         rows_bytes: size of the file of stored rows; with another they were damaged, and each trial would fail.
+        forced: attempt of a job that was to pack though nothing had changed; empty for any other.
     """
 
     key: str
     density: Density
     held_bytes: int
     rows_bytes: int | None
+    forced: str = ""
 
 
 def _size(path: Path) -> int | None:

@@ -25,6 +25,8 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
+from autobatch.probing.slurm_warning import ignore_warning
+
 #: Imported in the server: what torchtune's own imports take their time for.
 _PRELOAD = (
     "torch",
@@ -231,6 +233,7 @@ class ForkServer:
 def _child(target: Callable[..., None], arguments: tuple[Any, ...], log: str, forked: bool) -> None:
     """First lines of the new process: own session and log, and no outliving the server."""
     os.setsid()
+    ignore_warning()
     signal.signal(SIGNAL_OF_THE_END, signal.SIG_DFL)
     if forked:
         # The server ends what its children have started. A cold child has no one to do so: killed by the kernel

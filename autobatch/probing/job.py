@@ -52,6 +52,7 @@ def run_probe(
     deadline: float | None = None,
     forecaster: Forecaster | None = None,
     pool: TrialPool | None = None,
+    attempt: str = "",
 ) -> ProbeResult:
     """Probe one run, on this machine, in this process and its children.
 
@@ -61,6 +62,7 @@ def run_probe(
         deadline: Unix time by which it must be over; a trial that wouldn't end by then isn't begun.
         forecaster: says where to begin, and what to compare with; None begins with 1.
         pool: what other runs have measured, and hear of what this one does; None for a run by itself.
+        attempt: the same when a job is requeued; what it has measured itself, `force` doesn't discard.
 
     Returns:
         The answer, or why there is none; `probe/result.json` holds the same.
@@ -76,7 +78,9 @@ def run_probe(
         check_allocation(run.world)
     with only_one(run.path / "probe"):
         forecaster = forecaster if request.estimate else None
-        probe = _Probe(request, run, tell, began, Deadline(deadline), forecaster, pool or TrialPool())
+        probe = _Probe(
+            request, run, tell, began, Deadline(deadline), forecaster, pool or TrialPool(), attempt
+        )
         result = probe.carry_out()
         tell(Ended(result))
         return result
@@ -94,6 +98,7 @@ class _Probe:
         deadline: Deadline,
         forecaster: Forecaster | None,
         pool: TrialPool,
+        attempt: str,
     ) -> None:
         self._request = request
         self._run = run
@@ -102,6 +107,7 @@ class _Probe:
         self._deadline = deadline
         self._forecaster = forecaster
         self._pool = pool
+        self._attempt = attempt
         self._directory = run.path / "probe"
         self._started = _utc_now()
         if run.script is not None:
@@ -145,7 +151,13 @@ class _Probe:
             sample=request.density_sample,
             in_memory=device.kind == "cpu",
         )
-        packing = store.get(self._server, self._tell, fresh=request.force, packed_by=self._pool.packed)
+        packing = store.get(
+            self._server,
+            self._tell,
+            fresh=request.force,
+            attempt=self._attempt,
+            packed_by=self._pool.packed,
+        )
         if packing.density is None:
             return self._end(outcome.packing_failed(result, run, packing.error))
         density = packing.density
@@ -314,7 +326,7 @@ class _Probe:
             # In memory beside the model, where the model is on the CPU.
             "data": self._data_size(result.density) if self._run.device == "cpu" else None,
         }
-        return Journal(self._directory / JOURNAL, key, fresh=self._request.force)
+        return Journal(self._directory / JOURNAL, key, fresh=self._request.force, attempt=self._attempt)
 
     def _data_size(self, density: Density | None) -> dict[str, int]:
         counts = {"examples": density.examples, "packs": density.packs} if density is not None else {}

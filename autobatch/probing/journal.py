@@ -9,7 +9,8 @@ that the write-back is about to carry out:
     {"decision": {"batch_size": 24, "gradient_accumulation_steps": 1, "before": {"batch_size": 4, ...}}}
 
 `run` names the run that a trial was measured for, where that is another with the same key. A journal with
-another key holds measurements of something else; it is started anew.
+another key holds measurements of something else; it is started anew. `forced` beside the key names the job's
+attempt that was to measure all anew: requeued, it goes on from what it has measured itself.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Journal:
     Args:
         path: `probe/trials.jsonl`.
         key: what the measurements hold for.
-        fresh: forget what is there.
+        fresh: forget what is there, unless it was begun so by the same attempt.
+        attempt: of the job; empty where there is none to go on with.
 
     Attributes:
         key: what the measurements hold for.
@@ -81,21 +83,23 @@ class Journal:
         decision: the last one.
     """
 
-    def __init__(self, path: Path, key: dict[str, Any], *, fresh: bool = False) -> None:
+    def __init__(self, path: Path, key: dict[str, Any], *, fresh: bool = False, attempt: str = "") -> None:
         self._path = path
         self.key = key
         self.trials: list[Trial] = []
         self.origins: dict[int, Origin] = {}
         self.decision: Decision | None = None
-        lines = [] if fresh else _read_lines(path)
-        if lines and _key_of(lines) == key:
+        lines = _read_lines(path)
+        forced = {"forced": attempt} if fresh and attempt else {}
+        counts = not fresh or _is_begun_by(lines, attempt)
+        if counts and lines and _key_of(lines) == key:
             for line in lines[1:]:
                 self._take(line)
             self._end_torn_line()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
-            self._append({"key": key, "schema_version": SCHEMA_VERSION})
+            self._append({"key": key, "schema_version": SCHEMA_VERSION, **forced})
 
     def add_trial(self, trial: Trial, origin: Origin | None = None) -> Origin:
         """Record a trial; on disk when this returns.
@@ -165,6 +169,11 @@ def is_lasting(trial: Trial) -> bool:
 def _key_of(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     key = lines[0].get("key")
     return key if isinstance(key, dict) and lines[0].get("schema_version") == SCHEMA_VERSION else None
+
+
+def _is_begun_by(lines: list[dict[str, Any]], attempt: str) -> bool:
+    """Whether that attempt has begun the journal, by force."""
+    return bool(lines and attempt) and lines[0].get("forced") == attempt
 
 
 def _measured(line: dict[str, Any]) -> tuple[Trial, Origin] | None:

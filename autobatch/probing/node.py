@@ -26,6 +26,7 @@ from autobatch.errors import UsageError
 from autobatch.json_form import from_json, to_json
 from autobatch.probing.forkserver import FOR_THE_SERVER_ALONE, Exit, die_with_parent, preloaded
 from autobatch.probing.launcher import RANK_FAILED, RanksSpec, launch_ranks
+from autobatch.probing.slurm_warning import ignore_warning
 from autobatch.world import World
 
 #: Slurm ends a step after its KillWait (30 s unless a site says otherwise).
@@ -148,6 +149,8 @@ def _die_with_job() -> None:
 
 def main(spec_path: str) -> None:
     """The launcher of this node."""
+    # The ranks inherit it.
+    ignore_warning()
     _die_with_job()
     spec = from_json(RanksSpec, json.loads(Path(spec_path).read_text(encoding="utf-8")))
     for name in preloaded(spec.trial.device, ranks=True) if spec.processes > 1 else ():

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from autobatch.probing.forkserver import SERVED, SIGNAL_OF_THE_END, die_with_parent
+from autobatch.probing.slurm_warning import ignore_warning
 
 
 def end(number: int, frame: FrameType | None) -> None:
@@ -34,6 +35,7 @@ def _children() -> list[int]:
     return []
 
 
+ignore_warning()
 signal.signal(SIGNAL_OF_THE_END, end)
 die_with_parent(SIGNAL_OF_THE_END)
 if os.environ.get(SERVED, str(os.getppid())) != str(os.getppid()):
