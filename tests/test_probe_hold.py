@@ -166,7 +166,8 @@ def test_the_smallest_that_is_as_fast(make_run: MakeRun, probe: Probe) -> None:
     rates = {trial.batch_size: trial.tokens_per_second or 0.0 for trial in fastest.trials}
     assert rates[4] > 1.5 * rates[2] > 2 * rates[1]
     assert settings_of(run)[0] == "batch_size: 4"
-    assert [len(trial.step_seconds) for trial in fastest.trials] == [3] * 5
+    # That 15 is over the target is all that it was tried for.
+    assert {t.batch_size: len(t.step_seconds) for t in fastest.trials} == {1: 3, 14: 3, 15: 1, 4: 3, 2: 3}
 
 
 @pytest.fixture(scope="module")

@@ -119,6 +119,7 @@ def test_the_json_form_is_plain() -> None:
         "training_seconds": 0.0,
         "detail": "",
         "log": "",
+        "cut_short": False,
         "peaks_by_rank": [],
     }
 
