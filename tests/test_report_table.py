@@ -162,7 +162,7 @@ def test_a_row_without_a_capacity() -> None:
 def test_a_peak_that_is_only_a_lower_bound() -> None:
     row = trial_row(Trial(9, Verdict.OVER_TARGET, peak_bytes=3 * GIB, cut_short=True, seconds=1), 4 * GIB)
 
-    assert row == ("9", "≥ 3.00 GiB", "≥ 75.0 %", "-", "1.0 s", "over target")
+    assert row == ("9", ">= 3.00 GiB", ">= 75.0 %", "-", "1.0 s", "over target")
 
 
 def test_nothing_is_said_to_be_written_when_nothing_was() -> None:

@@ -14,7 +14,7 @@ def trial_row(trial: Trial, capacity_bytes: int | None) -> tuple[str, ...]:
     """The cells of one trial, under `HEADER`."""
     peak, share = "-", "-"
     if trial.peak_bytes is not None:
-        least = "≥ " if trial.cut_short else ""
+        least = ">= " if trial.cut_short else ""
         peak = least + format_bytes(trial.peak_bytes)
         share = least + format_percent(trial.peak_bytes, capacity_bytes) if capacity_bytes else "-"
     verdict = trial.verdict.value
