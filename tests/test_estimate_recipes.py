@@ -214,8 +214,14 @@ def test_a_probe_begins_at_the_estimate_and_ends_where_it_would_without(make_run
         seen.append(forecast(occasion))
         return seen[-1]
 
-    run_probe(ProbeRequest(str(run), max_batch_size=1, target_fraction=1.0), forecaster=keeping)
-    capacity = round((seen[0].peak_bytes(6) + seen[0].peak_bytes(7)) / 2 / 0.7)
+    request = ProbeRequest(str(run), max_batch_size=1, target_fraction=1.0)
+    one = run_probe(request, forecaster=keeping).peak_bytes
+    assert one is not None
+    # The target lies midway between the peaks of 6 and 7 as they will be measured, where noise decides nothing.
+    estimated_off = one - seen[0].peak_bytes(1)
+    target = (seen[0].peak_bytes(6) + seen[0].peak_bytes(7)) / 2 + estimated_off
+    capacity = round(target / 0.7)
+    guess = max((size for size in range(1, 31) if seen[0].peak_bytes(size) <= target), default=1)
 
     def probe(factor: float | None) -> ProbeResult:
         def scaled(occasion: Occasion) -> Forecast:
@@ -231,8 +237,8 @@ def test_a_probe_begins_at_the_estimate_and_ends_where_it_would_without(make_run
     assert without.prediction is None
     assert without.status is Status.DONE
     assert (seeded.batch_size, seeded.limit) == (without.batch_size, without.limit)
-    assert next(trial.batch_size for trial in seeded.trials) == 6
-    assert len(seeded.trials) <= 3
+    assert next(trial.batch_size for trial in seeded.trials) == guess
+    assert len(seeded.trials) <= 4
     on_file = load_result(run / "probe" / "result.json").prediction
     assert on_file is not None
     assert on_file == seeded.prediction
