@@ -27,6 +27,7 @@ _LOOPBACK = "127.0.0.1"
 #: What a rank says when it leaves with the others.
 _LAST_WORDS = ("finished", "over", "unstable")
 
+#: Verdicts of a rank that left with the others as it should; which of the two holds, the largest peak says.
 _MEASURED = (Verdict.FITS, Verdict.OVER_TARGET)
 
 #: NFS clients look at a directory again after 60 s at most, unless they are told otherwise (nfs(5), acdirmax).
