@@ -7,7 +7,11 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 READY := $(VENV)/.ready
 
-.PHONY: help demo slurm-demo test coverage mutation lint bench clean
+# CUDA builds of PyTorch that see a simulated GPU: what `make test` runs, and the oldest that is supported.
+CUDA_TORCHES ?= 2.11.0 2.14.1
+ALL_CUDA_TORCHES ?= 2.6.0 $(CUDA_TORCHES)
+
+.PHONY: help demo demo-gpu slurm-demo test test-cuda test-cuda-all coverage mutation lint bench clean
 
 help:
 	@echo "make demo   lay out a small run in demo-run/ and probe it: no GPU, no Slurm, no download"
@@ -25,6 +29,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[dev]'
+	touch $@
+
+# torch's dependencies but NVIDIA's packages: several GB, and a simulated GPU needs none of them.
+$(VENV)-cuda-%/.ready: $(READY)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --no-deps "torch==$*"
+	$(BIN)/python -m pip freeze --exclude torch --exclude-editable > $(@D)/requirements.txt
+	$(@D)/bin/python -c 'import importlib.metadata as m; print(*(r for r in m.requires("torch") if r.startswith("triton")))' \
+		>> $(@D)/requirements.txt
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $(@D)/requirements.txt
+	$(@D)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 demo: $(READY)

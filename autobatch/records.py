@@ -145,11 +145,18 @@ class Device:
         kind: ``cuda`` or ``cpu``.
         name: as the driver gives it, e.g. ``NVIDIA H100 80GB HBM3``.
         total_bytes: memory of the card; on CPU, of the cgroup or the machine.
+        simulated: there is no such card: memory was counted and no kernel ran (`autobatch.simulated_gpu`).
     """
 
     kind: str
     name: str
     total_bytes: int
+    simulated: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name, as it is shown."""
+        return f"simulated {self.name}" if self.simulated else self.name
 
 
 @dataclass(frozen=True)

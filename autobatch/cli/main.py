@@ -34,6 +34,7 @@ COMMANDS = {
     "metrics": "record what a training took in runs_status.yaml",
     "compare": "show the runs of an experiment side by side",
     "skills": "list the skills for an agent that works on the cluster, or install them",
+    "simulate": "run a command with a simulated GPU: no GPU, the same memory",
     "demo": "lay out a complete small run and probe it",
 }
 

@@ -50,7 +50,7 @@ def describe(event: Event) -> list[str]:
     if isinstance(event, FoundDevice):
         share = format_percent(event.target_bytes, event.capacity_bytes)
         return [
-            f"measuring on {event.device.name}: {event.metric} memory up to {format_bytes(event.target_bytes)} "
+            f"measuring on {event.device.label}: {event.metric} memory up to {format_bytes(event.target_bytes)} "
             f"({share} of {format_bytes(event.capacity_bytes)})"
         ]
     if isinstance(event, Packed):

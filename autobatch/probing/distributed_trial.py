@@ -13,8 +13,16 @@ from autobatch.probing.forkserver import Exit, ForkServer
 from autobatch.probing.launcher import RanksSpec, launch_ranks, launcher_events
 from autobatch.probing.node import launch_on_nodes
 from autobatch.probing.rank_components import rank_file
-from autobatch.probing.trial import TrialRunner, describe_exit, judge, read_trial, tail, was_killed
-from autobatch.probing.trial_config import TrialSetup, micro_batches, trial_config
+from autobatch.probing.trial import (
+    TrialRunner,
+    describe_exit,
+    judge,
+    read_trial,
+    step_tokens,
+    tail,
+    was_killed,
+)
+from autobatch.probing.trial_config import TrialSetup, trial_config
 from autobatch.probing.worker import TrialSpec
 from autobatch.records import Metric, Trial, Verdict
 from autobatch.world import World
@@ -101,8 +109,8 @@ class DistributedTrialRunner:
             timeout_s + _LAUNCHER_ENDS_S,
             lambda: on_step(sum(event["event"] == "step" for event in first.read())),
         )
-        rows = batch_size * micro_batches(setup.config) * world.data_parallel
-        trial = read_ranks(batch_size, events, log, world, ended, setup.metric, rows * setup.row_tokens)
+        tokens = step_tokens(setup, batch_size)
+        trial = read_ranks(batch_size, events, log, world, ended, setup.metric, tokens)
         started = next((event["time"] for event in first.read() if event["event"] == "started"), None)
         trial = replace(trial, start_seconds=None if started is None else started - asked)
         return judge(trial, setup.metric, setup.target_bytes)
@@ -143,7 +151,7 @@ def read_ranks(
     world: World,
     ended: Exit,
     metric: Metric,
-    step_tokens: int,
+    tokens: int | None,
 ) -> Trial:
     """What the ranks' events and those of their launchers say, as one trial.
 
@@ -154,7 +162,7 @@ def read_ranks(
         world: the processes.
         ended: how the launcher, or what started the launchers, ended.
         metric: the peak that counts.
-        step_tokens: positions of all rows of an optimizer step, of all ranks.
+        tokens: positions of all rows of an optimizer step, of all ranks; None where its time says nothing.
     """
     launchers = [EventFile(launcher_events(str(events), node)).read() for node in range(world.nodes)]
     own_end = {event["rank"]: event for said in launchers for event in said if event["event"] == "rank_ended"}
@@ -167,7 +175,7 @@ def read_ranks(
             EventFile(rank_file(events, rank)).read(),
             Exit(end["code"], timed_out, ended.seconds),
             metric=metric,
-            step_tokens=step_tokens,
+            step_tokens=tokens,
             oom_killed=end["oom_killed"],
             output=tail(rank_file(log, rank)),
         )

@@ -47,7 +47,7 @@ def run_fingerprint(
         config["dataset"]["packed"] = packed
     extras = {
         "recipe": run.recipe.identity,
-        "device": run.device if device is None else f"{device.kind} {device.name}",
+        "device": run.device if device is None else f"{device.kind} {device.label}",
         "load_weights": str(request.load_weights),
         "packed": str(packed),
         # The longest examples decide how large an unpacked batch is.

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from autobatch.edits.files import replace_file
+from autobatch.errors import UsageError
 from autobatch.probing import outcome
 from autobatch.probing.choice import Choice, choose_measured, next_choice
 from autobatch.probing.density_store import DensityStore
@@ -36,7 +37,7 @@ from autobatch.probing.trial_config import TrialSetup
 from autobatch.probing.versions import installed_versions
 from autobatch.probing.wish import Wish, batch_before, cap_of, wish_of
 from autobatch.probing.writeback import write_back
-from autobatch.records import Density, Limit, Metric, ProbeRequest, ProbeResult, Status, to_json
+from autobatch.records import Density, Limit, Metric, Preference, ProbeRequest, ProbeResult, Status, to_json
 from autobatch.runs.directory import RunDirectory, read_run
 from autobatch.runs.fingerprint import data_bytes
 from autobatch.runs.results import RESULT, find_result
@@ -121,10 +122,12 @@ class _Probe:
     def carry_out(self) -> ProbeResult:
         run, request = self._run, self._request
         # Before anything is measured: a file that this version must not overwrite.
-        find_result(self._directory / RESULT)
+        stored = find_result(self._directory / RESULT)
         self._tell(Began(run.name, self._recipe, run.notes))
         self._server.start()
         device = device_of(run, self._server, self._directory, request.trial_timeout_s)
+        if device.simulated:
+            self._check_simulated(stored)
         metric = Metric.RESIDENT if device.kind == "cpu" else request.metric
         capacity = request.capacity_bytes or device.total_bytes
         result = ProbeResult(
@@ -179,6 +182,17 @@ class _Probe:
             return self._end(outcome.too_few_packs(result))
         return self._search(result, measured, wish, cap, store.rows, packing.held_bytes)
 
+    def _check_simulated(self, stored: ProbeResult | None) -> None:
+        if stored is not None and stored.device is not None and not stored.device.simulated:
+            raise UsageError(
+                f"{self._directory / RESULT}: holds what was measured on {stored.device.name}, and a simulated "
+                "GPU would replace it: copy the run, or take `autobatch estimate`"
+            )
+        if self._request.prefer is Preference.THROUGHPUT:
+            raise UsageError(
+                "--prefer throughput: on a simulated GPU no kernel runs, so that tokens/s say nothing"
+            )
+
     def _search(
         self, result: ProbeResult, run: RunDirectory, wish: Wish, cap: Cap, rows: Path, held_bytes: int
     ) -> ProbeResult:
@@ -207,7 +221,9 @@ class _Probe:
                 rows=rows,
                 held_bytes=held_bytes,
                 packed=self._packed,
-                row_tokens=(density.max_seq_len if density.packed else None) or density.longest_example,
+                row_tokens=None
+                if device.simulated
+                else (density.max_seq_len if density.packed else None) or density.longest_example,
                 min_steps=self._request.min_steps,
                 timeout_s=self._request.trial_timeout_s,
                 load_weights=self._request.load_weights,
@@ -284,8 +300,9 @@ class _Probe:
         run = self._run
         new = (choice.batch_size, choice.gradient_accumulation_steps)
         decision, before = journal.decision, result.before
+        device = result.device
         assert before is not None
-        assert result.device is not None
+        assert device is not None
         if decision is not None and decision.is_for(*new) and new == _settings_of(run):
             # Killed, or run again, after finetune.yaml was written: what is in it now are our own values.
             before = decision.before
@@ -294,13 +311,13 @@ class _Probe:
             before=before,
             batch_size_before=before.batch_size,
             # As it is trained with now: a held batch may be measured with more micro-batches than that.
-            fingerprint=run_fingerprint(run.with_batch(*new), self._request, result.device),
+            fingerprint=run_fingerprint(run.with_batch(*new), self._request, device),
         )
         result = outcome.done(result, choice)
         stored = find_result(self._directory / RESULT)
         if decision is None or not decision.is_for(*new):
             journal.add_decision(Decision(*new, before))
-        written = write_back(run, result, self._tell)
+        written = () if device.simulated else write_back(run, result, self._tell)
         fresh = series.measured > 0 or written or self._request.force
         if not fresh and stored is not None and _same_answer(stored, result):
             return replace(stored, reused=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from autobatch.records import Device, Metric
+from autobatch.simulated_gpu.environment import is_simulated, real_driver
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,9 @@ def find_device(kind: str, index: int) -> Device | None:
     """The device that trials will run on; None when there is no such CUDA device.
 
     Initialises CUDA in this process when `kind` is ``cuda``.
+
+    Raises:
+        RuntimeError: what should be a simulated GPU has loaded NVIDIA's driver.
     """
     if kind == "cpu":
         return Device("cpu", _cpu_name(), cpu_capacity_bytes())
@@ -117,7 +121,11 @@ def find_device(kind: str, index: int) -> Device | None:
         return None
     # mem_get_info rather than the device's properties: on a MIG slice it is the slice's memory.
     _, total = torch.cuda.mem_get_info(index)
-    return Device("cuda", torch.cuda.get_device_name(index), total)
+    simulated = is_simulated()
+    driver = real_driver() if simulated else None
+    if driver is not None:
+        raise RuntimeError(f"a process with a simulated GPU has loaded {driver}")
+    return Device("cuda", torch.cuda.get_device_name(index), total, simulated)
 
 
 def cpu_capacity_bytes() -> int:

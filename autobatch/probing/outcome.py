@@ -66,7 +66,7 @@ def done(result: ProbeResult, choice: Choice) -> ProbeResult:
         peak_bytes=at_choice.peak_bytes,
         fit=fit_line(result.trials),
         after=after,
-        remarks=(*result.remarks, *_on_throughput(result, choice)),
+        remarks=(*result.remarks, *_on_throughput(result, choice), *_on_simulation(result)),
     )
 
 
@@ -89,6 +89,12 @@ def _on_throughput(result: ProbeResult, choice: Choice) -> tuple[str, ...]:
     if choice.limit is Limit.THROUGHPUT:
         return ()
     return (f"no smaller size that was measured comes within 3 % of the tokens/s of {choice.batch_size}",)
+
+
+def _on_simulation(result: ProbeResult) -> tuple[str, ...]:
+    if result.device is None or not result.device.simulated:
+        return ()
+    return ("on a simulated GPU: nothing was written to finetune.yaml and runs_plan.md",)
 
 
 def _sequences(count: int, density: Density) -> str:

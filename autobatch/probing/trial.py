@@ -81,7 +81,7 @@ class TrialRunner:
             said,
             ended,
             metric=setup.metric,
-            step_tokens=batch_size * micro_batches(setup.config) * setup.row_tokens,
+            step_tokens=step_tokens(setup, batch_size),
             oom_killed=oom_kills() > kills,
             output=tail(log),
         )
@@ -94,13 +94,21 @@ class TrialRunner:
         return judge(trial, setup.metric, setup.target_bytes)
 
 
+def step_tokens(setup: TrialSetup, batch_size: int) -> int | None:
+    """Positions of all rows of an optimizer step, of all ranks; None where its time says nothing."""
+    if setup.row_tokens is None:
+        return None
+    ranks = setup.world.data_parallel if setup.world is not None else 1
+    return batch_size * micro_batches(setup.config) * ranks * setup.row_tokens
+
+
 def read_trial(
     batch_size: int,
     events: Sequence[dict[str, Any]],
     ended: Exit,
     *,
     metric: Metric,
-    step_tokens: int,
+    step_tokens: int | None,
     oom_killed: bool,
     output: str,
 ) -> Trial:
@@ -111,7 +119,7 @@ def read_trial(
         events: of the trial's event file.
         ended: how its process did.
         metric: the peak that counts.
-        step_tokens: positions of all rows of an optimizer step.
+        step_tokens: positions of all rows of an optimizer step; None where its time says nothing.
         oom_killed: whether the kernel's OOM killer struck meanwhile.
         output: the last lines of what it printed.
     """
@@ -185,11 +193,11 @@ def _step_seconds(steps: Sequence[dict[str, Any]], first_batch: dict[str, Any] |
     )
 
 
-def _rate(step_tokens: int, step_seconds: Sequence[float], steps: int) -> float | None:
+def _rate(step_tokens: int | None, step_seconds: Sequence[float], steps: int) -> float | None:
     """Tokens per second of the median step, without the first, which also warms up, if there are others."""
     counted = step_seconds[-(steps - 1) :] if steps > 1 else step_seconds
     typical = median(counted) if counted else 0.0
-    return step_tokens / typical if typical > 0 else None
+    return step_tokens / typical if step_tokens is not None and typical > 0 else None
 
 
 def _in_use(current: Mapping[str, int], metric: Metric) -> int:

@@ -39,7 +39,8 @@ class TrialSetup:
         rows: file of stored rows.
         held_bytes: resident memory that the whole dataset takes.
         packed: whether they are packs.
-        row_tokens: positions of a row in a batch; of a preference pair, those of the longer of the two.
+        row_tokens: positions of a row in a batch; of a preference pair, those of the longer of the two. None on a
+            simulated GPU, on which the time of a step says nothing.
         min_steps: optimizer steps of a trial, at least.
         timeout_s: after which a trial counts as hung.
         load_weights: use the config's own checkpointers.
@@ -56,7 +57,7 @@ class TrialSetup:
     rows: Path
     held_bytes: int
     packed: bool
-    row_tokens: int
+    row_tokens: int | None
     min_steps: int
     timeout_s: float
     load_weights: bool

@@ -90,9 +90,14 @@ def _device_checks(run: RunDirectory, result: ProbeResult) -> list[str]:
         here = device_of(run, server, run.path / "probe", _DEVICE_TIMEOUT_S)
     except UsageError as error:
         return [str(error)]
+    if here.simulated != result.device.simulated:
+        return [
+            f"batch_size {result.batch_size} was measured on a {result.device.label}, and here is a {here.label}: "
+            "probe here"
+        ]
     if here.total_bytes < _SAME_CAPACITY * result.capacity_bytes:
         return [
-            f"{here.name} has {format_bytes(here.total_bytes)}, and batch_size {result.batch_size} was measured "
+            f"{here.label} has {format_bytes(here.total_bytes)}, and batch_size {result.batch_size} was measured "
             f"for {format_bytes(result.capacity_bytes)}: train on such a card, or probe here"
         ]
     return []

@@ -159,7 +159,7 @@ def chart_of(result: ProbeResult, run: str) -> Chart:
     return Chart(
         run=printable(run),
         answer=answer_words(result),
-        device=printable(result.device.name) if result.device is not None else "",
+        device=printable(result.device.label) if result.device is not None else "",
         peak_name=f"peak {result.metric.value} memory" if result.metric is not None else "peak memory",
         points=points,
         estimate=estimate,

@@ -209,7 +209,7 @@ def _facts(result: ProbeResult) -> list[tuple[str, str]]:
     facts = [("run", request.run_dir), ("recipe", result.recipe)]
     if result.device is not None:
         facts.append(
-            ("device", f"{result.device.name}, {format_bytes(result.device.total_bytes)}"),
+            ("device", f"{result.device.label}, {format_bytes(result.device.total_bytes)}"),
         )
     if result.capacity_bytes and result.target_bytes:
         planned = " (--capacity)" if request.capacity_bytes else ""

@@ -185,7 +185,7 @@ def _figures(name: str, is_there: bool, sources: _Sources) -> RunFigures:
         effective_batch_size=(trained.integer("effective_batch_size") if has_begun else None) or computed,
         **_packing(metrics, result),
         dataset=config.text("dataset"),
-        gpu=result.device.name if result is not None and result.device is not None else None,
+        gpu=result.device.label if result is not None and result.device is not None else None,
         capacity_gb=_gib(None if result is None else result.capacity_bytes),
         target_gb=_gib(None if result is None else result.target_bytes),
         peak_gpu_memory_gb=peak,

@@ -161,7 +161,7 @@ def report_lines(result: ProbeResult) -> list[str]:
     lines.append(f"recipe: {result.recipe}")
     if result.device is not None and result.capacity_bytes and result.target_bytes and result.metric:
         lines.append(
-            f"device: {result.device.name}; capacity {format_bytes(result.capacity_bytes)}, "
+            f"device: {result.device.label}; capacity {format_bytes(result.capacity_bytes)}, "
             f"target {format_bytes(result.target_bytes)} "
             f"({100 * request.target_fraction:g} %) of {result.metric.value} memory"
         )
