@@ -273,21 +273,17 @@ class Fit:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an estimate had said before anything was measured.
+    """What an estimate, trials on a simulated GPU, had said before anything was measured.
 
     Attributes:
-        batch_size: the largest that would fit, where the search began; None when there is no estimate.
+        batch_size: the largest that would fit, where the search began.
         peak_batch_size: that `peak_bytes` is for: the probe's answer, or `batch_size` where there is none.
-        peak_bytes: predicted there.
-        seconds: that the estimate took; 0 when it was on file.
-        why: there is no estimate; else empty.
+        peak_bytes: predicted there; None where the estimate's trials don't say.
     """
 
     batch_size: int | None
     peak_batch_size: int | None
     peak_bytes: int | None
-    seconds: float = 0.0
-    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -76,15 +76,6 @@ NEVER = {
 HEAVY = {"torch", "torchtune", "torchao", "submitit", "datasets", "matplotlib", "jinja2", "rich"}
 
 
-#: Modules that import torch where they are imported, with the reason; none is imported with a module itself.
-WITH_TORCH = {
-    "estimate/tracker.py": "a dispatch mode",
-    "estimate/device_path.py": "autograd functions",
-    "estimate/offloading.py": "hooks of autograd",
-    "estimate/optimizers.py": "an optimizer",
-    "estimate/rank.py": "inside the recipe, as the tracker is",
-}
-
 #: Modules over 300 lines, with the reason.
 LONG = {
     "records.py": "every record and its documentation, side by side",
@@ -93,7 +84,6 @@ LONG = {
 
 #: Modules outside cli/ that end a process, with the reason.
 MAY_EXIT = {
-    "estimate/worker.py": "ends the estimate's process",
     "probing/forkserver.py": "ends the child that it forked",
     "probing/launcher.py": "ends itself and the ranks that it forked",
     "probing/node.py": "ends the launcher of a node with the job",
@@ -224,16 +214,10 @@ def test_the_foundation_needs_the_standard_library_alone(path: Path) -> None:
 
 @EACH_MODULE
 def test_nothing_heavy_is_imported_with_a_module(path: Path) -> None:
-    if name_of(path) in WITH_TORCH:
-        return
-    behind = {"autobatch." + name.removesuffix(".py").replace("/", ".") for name in WITH_TORCH}
-
     found = [
         f"line {i.line}: {i.module}"
         for i in imports_of(tree_of(path))
-        if not i.lazy
-        and not i.typing_only
-        and (i.module.split(".")[0] in HEAVY or i.module.rpartition(".")[0] in behind)
+        if not i.lazy and not i.typing_only and i.module.split(".")[0] in HEAVY
     ]
 
     assert found == []
@@ -307,7 +291,7 @@ def test_importing_costs_nothing(statement: str) -> None:
 def test_importing_the_job_imports_no_torch() -> None:
     code = (
         "import sys, autobatch.launch.entry, autobatch.launch.submission, autobatch.probing.job, "
-        "autobatch.estimate.forecaster, autobatch.estimate.estimator, autobatch.estimate.subject; "
+        "autobatch.estimate.on_file, autobatch.estimate.estimator, autobatch.estimate.subject; "
         "print([name for name in ('torch', 'torchtune', 'submitit') if name in sys.modules])"
     )
 

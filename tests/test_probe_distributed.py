@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from autobatch.demo import SmallRun, lay_out
-from autobatch.estimate.forecaster import forecast
 from autobatch.probing.job import run_probe
 from autobatch.records import Limit, PackingMode, ProbeRequest, ProbeResult, Status, Verdict
 from autobatch.world import World
@@ -168,16 +167,9 @@ def test_recipes_of_torchtune(
     mode = PackingMode.UNPACKED if change is preferences else PackingMode.CONFIG
 
     request = ProbeRequest(str(run), max_batch_size=1, packing=mode)
-    # With the estimate, which takes seconds, once.
-    result = run_probe(request, forecaster=forecast if recipe.startswith("lora") else None)
+    result = run_probe(request)
 
     assert result.status is Status.DONE, result.message
-    if recipe.startswith("lora"):
-        assert result.prediction is not None
-        # The worst of those made without a trial: benchmarks/results/estimates-sharded-cpu.md.
-        assert result.prediction.peak_bytes == pytest.approx(result.peak_bytes, rel=0.11), (
-            result.prediction.why
-        )
     assert result.world == World(1, ranks, data_parallel)
     (trial,) = result.trials
     assert trial.verdict is Verdict.FITS

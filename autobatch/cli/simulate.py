@@ -69,11 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.capacity:
         gpu = gpu_of_capacity(gpu, parse_bytes(arguments.capacity))
     taken = parse_bytes(arguments.taken) if arguments.taken else 0
-    # `tune` and `autobatch` of this environment are found, also where it isn't activated.
-    path = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
+    # The libraries are compiled for this environment: its own `python` and `tune` come first, activated or not.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     program = shutil.which(words[0], path=path)
     if program is None:
         raise UsageError(f"{words[0]}: no such command")
     environment = simulated_environment(gpu, count=arguments.gpus, taken_bytes=taken, trace=arguments.trace)
+    environment["PATH"] = path
     sys.stdout.flush()
     os.execve(program, words, environment)

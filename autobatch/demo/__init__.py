@@ -4,6 +4,6 @@ Everything is made here, from a seed; nothing is downloaded. The tests and the b
 runs with the same code.
 """
 
-from autobatch.demo.layout import SmallRun, lay_out
+from autobatch.demo.layout import LLAMA_1B, SmallRun, lay_out
 
-__all__ = ["SmallRun", "lay_out"]
+__all__ = ["LLAMA_1B", "SmallRun", "lay_out"]

@@ -14,7 +14,7 @@ _EMBEDDING_STD = 0.02
 
 
 def write_checkpoint(path: Path, run: SmallRun, seed: int = 0) -> int:
-    """Write the state dict of a randomly initialised model to `path`, in the run's dtype.
+    """Write the state dict of a randomly initialised model, or one of a constant, to `path`, in the run's dtype.
 
     The format is torchtune's own, for `torchtune.training.FullModelTorchTuneCheckpointer`.
 
@@ -27,7 +27,8 @@ def write_checkpoint(path: Path, run: SmallRun, seed: int = 0) -> int:
     from torchtune.models.llama3_2 import llama3_2
 
     # On its own generator, for the caller's random numbers are none of our business.
-    with torch.random.fork_rng(devices=[]):
+    place = torch.device("meta") if run.constant_weights else torch.device("cpu")
+    with torch.random.fork_rng(devices=[]), place:
         torch.manual_seed(seed)
         model = llama3_2(
             vocab_size=run.vocab_size,
@@ -41,5 +42,10 @@ def write_checkpoint(path: Path, run: SmallRun, seed: int = 0) -> int:
         torch.nn.init.normal_(model.tok_embeddings.weight, std=_EMBEDDING_STD)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[run.dtype]
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({name: tensor.to(dtype) for name, tensor in model.state_dict().items()}, path)
+    weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    if run.constant_weights:
+        # A file holds what stands behind a tensor: here, one element.
+        constant = torch.full((1,), _EMBEDDING_STD, dtype=dtype)
+        weights = {name: constant.expand(tensor.shape) for name, tensor in weights.items()}
+    torch.save(weights, path)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -59,6 +59,8 @@ class SmallRun:
         optimizer: class of the optimizer, a dotted path.
         epochs: passes over the dataset.
         max_steps_per_epoch: optimizer steps after which an epoch ends; None goes through all of it.
+        constant_weights: one number for all weights instead of random ones: a checkpoint of any size in a small
+            file, for a probe, whose memory doesn't depend on them.
         sbatch_options: further options for finetune.slurm's header, such as ``--partition=gpu``.
     """
 
@@ -83,6 +85,7 @@ class SmallRun:
     optimizer: str = "torch.optim.AdamW"
     epochs: int = 1
     max_steps_per_epoch: int | None = None
+    constant_weights: bool = False
     sbatch_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -119,6 +122,24 @@ class SmallRun:
             ),
         }
         return [problem for problem, found in checks.items() if found]
+
+
+#: The shape of Llama 3.2 1B, to be trained on a GPU with LoRA as torchtune's own config does.
+LLAMA_1B = SmallRun(
+    device="cuda",
+    dtype="bf16",
+    max_seq_len=2048,
+    vocab_size=128_256,
+    num_layers=16,
+    num_heads=32,
+    num_kv_heads=8,
+    embed_dim=2048,
+    intermediate_dim=8192,
+    lora_rank=64,
+    enable_activation_checkpointing=True,
+    examples=20_000,
+    constant_weights=True,
+)
 
 
 def lay_out(directory: Path, run: SmallRun | None = None, *, force: bool = False) -> Path:

@@ -1,1 +1,1 @@
-"""Predicted peak memory: the run's own recipe on fake tensors, which have shapes and no memory."""
+"""What a run takes on a GPU that isn't there: a probe's trials on a simulated GPU."""

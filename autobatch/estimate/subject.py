@@ -6,8 +6,8 @@ Unlike a probe's run, neither weights nor tokenizer nor dataset need be there.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class Subject:
         max_seq_len: tokens of a row.
         run_dir: the run directory; None for a config by itself.
         world: the processes of a distributed training; None where there is one without torchrun.
+        exports: environment variables that finetune.slurm sets.
         notes: what the user should be told.
     """
 
@@ -56,12 +57,19 @@ class Subject:
     max_seq_len: int
     run_dir: Path | None
     world: World | None = None
+    exports: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
-    def data_parallel(self) -> int:
-        """Ranks with rows of their own."""
-        return self.world.data_parallel if self.world else 1
+    def makes_pairs(self) -> bool:
+        """Whether rows are pairs of a chosen and a rejected answer."""
+        return _makes_pairs(self.recipe)
+
+    def without_files(self) -> DictConfig:
+        """The config with a tokenizer that reads nothing."""
+        config = self.config.copy()
+        config.tokenizer._component_ = "autobatch.estimate.components.NoTokenizer"
+        return config
 
     def resolved(self) -> dict[str, Any]:
         """The config as plain containers."""
@@ -121,6 +129,7 @@ def read_subject(
         max_seq_len=0,
         run_dir=directory if is_run else None,
         world=world,
+        exports=dict(script.exports) if script is not None else {},
         notes=(*findings.notes, *found.warnings),
     )
     return with_settings(subject, settings)

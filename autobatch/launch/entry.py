@@ -88,7 +88,7 @@ def probe_one(
         AutobatchError: as `probe_job`.
     """
     # Only here: whoever submits this function must not pay for these imports.
-    from autobatch.estimate.forecaster import forecast
+    from autobatch.estimate.on_file import forecast
     from autobatch.launch.drawing import draw_report
     from autobatch.probing.events import EVENTS, Ended, EventLog, Failed, Said
     from autobatch.probing.job import run_probe

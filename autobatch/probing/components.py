@@ -114,6 +114,7 @@ class StepCounter:
         self._events.append(
             "step",
             peaks=reading.peaks_bytes,
+            current=reading.current_bytes,
             retries=reading.alloc_retries,
             began=self._step_began,
             ended=ended,

@@ -18,7 +18,7 @@ from autobatch.runs.directory import RunDirectory
 from autobatch.runs.fingerprint import data_signature, fingerprint
 
 #: Environment variables that change how much memory the same training takes.
-_MEMORY_ENVIRONMENT = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
+MEMORY_ENVIRONMENT = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
 
 
 def is_packed(run: RunDirectory, request: ProbeRequest) -> bool:
@@ -52,7 +52,7 @@ def run_fingerprint(
         "packed": str(packed),
         # The longest examples decide how large an unpacked batch is.
         "data": "" if packed else data_signature(config, run.working_dir),
-        **{name: environ.get(name, "") for name in _MEMORY_ENVIRONMENT},
+        **{name: environ.get(name, "") for name in MEMORY_ENVIRONMENT},
         **installed_versions(),
     }
     if run.world is not None:

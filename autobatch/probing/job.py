@@ -23,7 +23,7 @@ from autobatch.probing.choice import Choice, choose_measured, next_choice
 from autobatch.probing.density_store import DensityStore
 from autobatch.probing.distributed_trial import runner_for
 from autobatch.probing.events import Began, Ended, Event, FoundDevice, Packed, Said
-from autobatch.probing.forecast import Forecaster, Hint, Occasion, hint_for
+from autobatch.probing.forecast import Forecaster, Hint, Occasion
 from autobatch.probing.forkserver import ForkServer
 from autobatch.probing.identity import device_of, is_packed, run_fingerprint
 from autobatch.probing.journal import JOURNAL, Decision, Journal
@@ -41,9 +41,7 @@ from autobatch.records import Density, Limit, Metric, Preference, ProbeRequest, 
 from autobatch.runs.directory import RunDirectory, read_run
 from autobatch.runs.fingerprint import data_bytes
 from autobatch.runs.results import RESULT, find_result
-
-#: An estimate that takes longer costs more than the trials that it saves.
-_FORECAST_S = 90.0
+from autobatch.simulated_gpu.kernels import KERNELS, kernel_cache
 
 
 def run_probe(
@@ -114,7 +112,7 @@ class _Probe:
         if run.script is not None:
             # The probe must allocate as the training job will.
             os.environ.update(run.script.exports)
-        environment = MALLOC_ENVIRONMENT if run.device == "cpu" else {}
+        environment = MALLOC_ENVIRONMENT if run.device == "cpu" else _kernels(run)
         self._server = ForkServer(environment, run.device, ranks=run.world is not None)
         self._recipe = run.recipe.note
         self._packed = is_packed(run, request)
@@ -231,15 +229,7 @@ class _Probe:
                 world=self._run.world,
             ),
         )
-        occasion = Occasion(
-            run=run,
-            packed=self._packed,
-            server=self._server,
-            device=device,
-            metric=metric,
-            held_bytes=held_bytes,
-            timeout_s=min(_FORECAST_S, self._deadline.seconds_left() / 4),
-        )
+        occasion = Occasion(run=run, packed=self._packed, device=device, metric=metric)
         hint = self._hint(occasion, target_bytes, cap, known)
         guess = known.guess(cap.batch_size) or hint.guess
         if wish.hold is not None and not wish.hold.accumulates:
@@ -289,8 +279,8 @@ class _Probe:
         return choose_measured(series.trials, answer, wish, accept_partial=partial) or Stopped.OUT_OF_TIME
 
     def _hint(self, occasion: Occasion, target_bytes: int, cap: Cap, known: KnownTrials) -> Hint:
-        forecaster = None if known else self._forecaster
-        hint = hint_for(forecaster, occasion, target_bytes, cap.batch_size)
+        forecast = None if known or self._forecaster is None else self._forecaster(occasion)
+        hint = Hint(forecast, target_bytes, cap.batch_size)
         prediction = hint.prediction()
         if prediction is not None:
             self._tell(Said(outcome.predicted(prediction)))
@@ -348,6 +338,12 @@ class _Probe:
     def _data_size(self, density: Density | None) -> dict[str, int]:
         counts = {"examples": density.examples, "packs": density.packs} if density is not None else {}
         return {"bytes": data_bytes(self._run.resolved(), self._run.working_dir), **counts}
+
+
+def _kernels(run: RunDirectory) -> dict[str, str]:
+    """Where trials keep their kernels, unless the user, or a simulated GPU, has chosen a place."""
+    chosen = kernel_cache(run.path / "probe" / KERNELS)
+    return {name: place for name, place in chosen.items() if name not in os.environ}
 
 
 def _settings_of(run: RunDirectory) -> tuple[int, int]:

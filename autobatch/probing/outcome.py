@@ -10,7 +10,7 @@ from autobatch.probing.effective_batch import Hold, effective_batch
 from autobatch.probing.search import Bracket, fit_line
 from autobatch.probing.wish import Wish, examples_per_row
 from autobatch.records import Density, Limit, Prediction, Preference, ProbeResult, Status, Trial, Verdict
-from autobatch.units import format_bytes, format_percent, format_seconds
+from autobatch.units import format_bytes, format_percent
 
 if TYPE_CHECKING:
     from autobatch.runs.directory import RunDirectory
@@ -21,13 +21,8 @@ ENDS_THE_PROBE = (Verdict.TIMED_OUT, Verdict.CRASHED, Verdict.UNSTABLE)
 
 def predicted(prediction: Prediction) -> str:
     """What an estimate says before anything was measured."""
-    if prediction.batch_size is None or prediction.peak_bytes is None:
-        return f"{prediction.why}; the search begins with 1"
-    took = f"{format_seconds(prediction.seconds)}" if prediction.seconds else "on file"
-    return (
-        f"estimate: batch_size {prediction.batch_size} ({format_bytes(prediction.peak_bytes)}), {took}; "
-        "the search begins there"
-    )
+    peak = f" ({format_bytes(prediction.peak_bytes)})" if prediction.peak_bytes is not None else ""
+    return f"estimate on a simulated GPU: batch_size {prediction.batch_size}{peak}; the search begins there"
 
 
 def holding(held: Hold, density: Density) -> str:

@@ -78,6 +78,7 @@ class RankRows(StoredRows):
         max_steps: stop here even if the peak is still growing.
         tolerance: two successive peaks within this fraction count as at rest.
         limit_bytes: a peak above it on any rank ends the trial at once; None: no peak does.
+        alone: no other rank is there.
         rest: as for `StoredRows`.
     """
 
@@ -92,11 +93,12 @@ class RankRows(StoredRows):
         max_steps: int,
         tolerance: float,
         limit_bytes: int | None = None,
+        alone: bool = False,
         **rest: Any,
     ) -> None:
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        own = str(rank_file(events, int(os.environ["RANK"])))
+        own = events if alone else str(rank_file(events, int(os.environ["RANK"])))
         super().__init__(tokenizer, events=own, device=device, **rest)
         self._own_events = EventFile(own)
         self._meter = meter_for(device)
@@ -108,7 +110,7 @@ class RankRows(StoredRows):
         self._tolerance = tolerance
         self._limit_bytes = limit_bytes
         self._peaks: list[int] = []
-        self._others = _Others()
+        self._others = None if alone else _Others()
         self._stepped = False
         self._step_began: float | None = None
         register_optimizer_step_post_hook(self._mark)
@@ -142,6 +144,7 @@ class RankRows(StoredRows):
         self._own_events.append(
             "step",
             peaks=reading.peaks_bytes,
+            current=reading.current_bytes,
             retries=reading.alloc_retries,
             began=self._step_began,
             ended=ended,
@@ -149,7 +152,8 @@ class RankRows(StoredRows):
         steps = len(self._peaks)
         enough = steps >= self._min_steps
         if enough or self._limit_bytes is not None:
-            said = self._others.after(steps, self._state(enough))
+            state = self._state(enough)
+            said = [state] if self._others is None else self._others.after(steps, state)
             if all(_AT_REST in words for words in said):
                 self._leave("finished")
             if any(_OVER in words for words in said):

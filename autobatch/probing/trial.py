@@ -25,11 +25,15 @@ class TrialRunner:
     Args:
         server: gives the processes.
         setup: what all trials share.
+        target: what runs the recipe in the trial's process.
     """
 
-    def __init__(self, server: ForkServer, setup: TrialSetup) -> None:
+    def __init__(
+        self, server: ForkServer, setup: TrialSetup, target: Callable[[TrialSpec], None] = run_recipe
+    ) -> None:
         self._server = server
         self._setup = setup
+        self._target = target
 
     def run(
         self,
@@ -69,7 +73,7 @@ class TrialRunner:
         kills = oom_kills()
         asked = time.monotonic()
         ended = self._server.run(
-            run_recipe,
+            self._target,
             spec,
             log=log,
             timeout_s=min(setup.timeout_s, at_most_s),

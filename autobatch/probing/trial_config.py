@@ -46,6 +46,7 @@ class TrialSetup:
         load_weights: use the config's own checkpointers.
         directory: where trials keep their files, `probe/` of the run.
         world: the processes of a distributed training; None where there is one without torchrun.
+        alone: of `world` rank 0 runs alone.
     """
 
     config: DictConfig
@@ -63,6 +64,7 @@ class TrialSetup:
     load_weights: bool
     directory: Path
     world: World | None = None
+    alone: bool = False
 
 
 def trial_config(setup: TrialSetup, batch_size: int, events: Path, *, end_when_over: bool = False) -> str:
@@ -114,7 +116,12 @@ def trial_config(setup: TrialSetup, batch_size: int, events: Path, *, end_when_o
         # Only rank 0 has a metric logger; every rank has the dataset.
         rows["rows"] *= setup.world.data_parallel
         sections["metric_logger"] = {"_component_": f"{_RANK_COMPONENTS}.RankLogger"}
-        sections["dataset"] = {"_component_": f"{_RANK_COMPONENTS}.RankRows", **rows, **pace}
+        sections["dataset"] = {
+            "_component_": f"{_RANK_COMPONENTS}.RankRows",
+            "alone": setup.alone,
+            **rows,
+            **pace,
+        }
     sections["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False}
     return OmegaConf.to_yaml(OmegaConf.create(sections))
 

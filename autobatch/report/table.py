@@ -96,10 +96,10 @@ def prediction_line(result: ProbeResult) -> str:
     if prediction is None:
         return ""
     if prediction.peak_bytes is None or prediction.peak_batch_size is None:
-        return prediction.why
+        return ""
     line = (
         f"estimate: batch_size {prediction.batch_size}; {format_bytes(prediction.peak_bytes)} "
-        f"at {prediction.peak_batch_size}"
+        f"at {prediction.peak_batch_size} (simulated)"
     )
     if result.peak_bytes is None or prediction.peak_batch_size != result.batch_size:
         return line

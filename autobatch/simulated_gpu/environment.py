@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autobatch.simulated_gpu.gpus import Gpu
+from autobatch.simulated_gpu.kernels import kernel_cache
 from autobatch.simulated_gpu.library import PRELOADED, library_dir
 
 #: Holds the settings of the card; `sources/device.c` reads it.
@@ -39,7 +40,8 @@ def simulated_environment(
     Raises:
         NoSimulation: this environment has no CUDA build of PyTorch or no C compiler.
     """
-    libraries = str(library_dir())
+    place = library_dir()
+    libraries = str(place)
     environment = dict(os.environ if environ is None else environ)
     for name in _OF_REAL_CARDS:
         environment.pop(name, None)
@@ -47,6 +49,10 @@ def simulated_environment(
     environment[SETTINGS] = ";".join(f"{name}={value}" for name, value in settings.items())
     environment["LD_PRELOAD"] = _first(str(Path(libraries) / PRELOADED), environment.get("LD_PRELOAD"))
     environment["LD_LIBRARY_PATH"] = _first(libraries, environment.get("LD_LIBRARY_PATH"))
+    # Never the user's own: which kernel is the fastest isn't known here.
+    environment |= kernel_cache(place / "kernels")
+    # Inductor's pool of compile workers takes longer to start than it saves: flex attention has a few kernels.
+    environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # Triton links its helper to libcuda and would look for it in the loader's cache.
     environment["TRITON_LIBCUDA_PATH"] = libraries
     return environment

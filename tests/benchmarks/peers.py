@@ -121,9 +121,8 @@ def report(
         "",
         "## Memory curves",
         "",
-        f"`autobatch` begins where an estimate wrong by {100 * ESTIMATE_ERROR:.2f} % says, the worst error in "
-        "[estimates-cpu](estimates-cpu.md), up or down, whichever takes more trials. Seconds are those of "
-        "the tools alone: a step on a curve takes no time.",
+        f"`autobatch` begins where an estimate wrong by {100 * ESTIMATE_ERROR:.2f} % says, up or down, whichever "
+        "takes more trials. Seconds are those of the tools alone: a step on a curve takes no time.",
         "",
         *table(whole),
         "",

@@ -27,7 +27,7 @@ from tests.benchmarks.peers_curves import (
 from tests.benchmarks.peers_judging import PLAIN, SEEDED, Attempt, Found
 from tests.benchmarks.peers_worker import STEPS, TOOLS
 
-#: The worst error of an estimate before any trial (results/estimates-cpu.md), over what is in use before a batch.
+#: An error of the estimate, over what is in use before a batch. Those of simulated GPUs are smaller.
 ESTIMATE_ERROR = 0.0869
 
 #: Readings of the noisy curves are drawn so many times.

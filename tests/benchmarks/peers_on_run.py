@@ -17,7 +17,7 @@ from autobatch.records import Trial, Verdict
 from autobatch.runs.out_of_memory import is_out_of_memory
 from tests.benchmarks.cases import CASES, TARGET
 from tests.benchmarks.exactness import in_a_process_of_its_own
-from tests.benchmarks.peers_judging import PLAIN, SEEDED, Attempt, Found
+from tests.benchmarks.peers_judging import PLAIN, Attempt, Found
 from tests.benchmarks.peers_worker import STARTING_BATCH_SIZE, TOOLS
 from tests.benchmarks.plain import parse_step_log, run_plain
 
@@ -46,7 +46,8 @@ def on_run(python: Path, scratch: Path) -> list[Found]:
     """
     in_a_process_of_its_own(scratch, CASE.run)
     run_dir = scratch / CASE.run.name
-    searched = {tool: _probe(run_dir, estimate=tool == SEEDED) for tool in (SEEDED, PLAIN)}
+    # On CPU a probe has no estimate.
+    searched = {PLAIN: _probe(run_dir)}
     plain = _PlainRuns(run_dir, scratch)
     true = largest_within(plain.peak, int(CASE.capacity_bytes * TARGET), near=searched[PLAIN]["answer"] or 1)
     row_bytes = plain.peak(true + 1) - plain.peak(true)
@@ -75,10 +76,10 @@ def on_run(python: Path, scratch: Path) -> list[Found]:
     ]
 
 
-def _probe(run_dir: Path, *, estimate: bool) -> dict[str, Any]:
+def _probe(run_dir: Path) -> dict[str, Any]:
     began = time.monotonic()
     result = autobatch.probe(
-        run_dir, cluster="inline", target=TARGET, capacity=CASE.capacity_bytes, estimate=estimate, force=True
+        run_dir, cluster="inline", target=TARGET, capacity=CASE.capacity_bytes, force=True
     )
     seconds = time.monotonic() - began
     print(f"{CASE.name}: {result.message} ({seconds:.1f} s)", flush=True)
