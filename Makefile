@@ -15,6 +15,7 @@ ALL_CUDA_TORCHES ?= 2.6.0 $(CUDA_TORCHES)
 
 help:
 	@echo "make demo   lay out a small run in demo-run/ and probe it: no GPU, no Slurm, no download"
+	@echo "make demo-gpu  the same in the shape of Llama 3.2 1B, on a simulated H100: no GPU"
 	@echo "make slurm-demo  the same on a one-node Slurm cluster (root): probe, and training that waits for it"
 	@echo "make test   run every test"
 	@echo "make coverage  the same, and which lines and branches of autobatch/ no test reaches"
@@ -46,6 +47,10 @@ demo: $(READY)
 	rm -rf demo-run
 	$(BIN)/autobatch demo demo-run
 
+demo-gpu: $(VENV)-cuda-$(firstword $(CUDA_TORCHES))/.ready
+	rm -rf demo-gpu-run
+	$(<D)/bin/autobatch demo demo-gpu-run --gpu h100-80gb
+
 slurm-demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" slurm/demo
 
@@ -72,4 +77,4 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.peers --environment $(VENV)/peers
 
 clean:
-	rm -rf $(VENV) demo-run mutants .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-cuda-* demo-run demo-gpu-run mutants .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

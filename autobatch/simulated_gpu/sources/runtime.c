@@ -362,6 +362,19 @@ int cudaMemsetAsync(void *to, int value, size_t bytes, stream_t stream)
     return SUCCESS;
 }
 
+/* Unified memory is where it is used: bitsandbytes' paged optimizers ask for it ahead. */
+int cudaMemPrefetchAsync(const void *address, size_t bytes, int device, stream_t stream)
+{
+    (void)address, (void)bytes, (void)device, (void)stream;
+    return SUCCESS;
+}
+
+int cudaMemAdvise(const void *address, size_t bytes, int advice, int device)
+{
+    (void)address, (void)bytes, (void)advice, (void)device;
+    return SUCCESS;
+}
+
 int cudaGetSymbolAddress(void **address, const void *symbol)
 {
     (void)symbol;
