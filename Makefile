@@ -10,6 +10,7 @@ READY := $(VENV)/.ready
 # CUDA builds of PyTorch that see a simulated GPU: what `make test` runs, and the oldest that is supported.
 CUDA_TORCHES ?= 2.11.0 2.14.1
 ALL_CUDA_TORCHES ?= 2.6.0 $(CUDA_TORCHES)
+CUDA_TORCH ?= $(firstword $(CUDA_TORCHES))
 
 .PHONY: help demo demo-gpu slurm-demo test test-cuda test-cuda-all coverage mutation lint bench clean
 
@@ -17,7 +18,9 @@ help:
 	@echo "make demo   lay out a small run in demo-run/ and probe it: no GPU, no Slurm, no download"
 	@echo "make demo-gpu  the same in the shape of Llama 3.2 1B, on a simulated H100: no GPU"
 	@echo "make slurm-demo  the same on a one-node Slurm cluster (root): probe, and training that waits for it"
-	@echo "make test   run every test"
+	@echo "make test   run every test, those of the CUDA path on a simulated GPU"
+	@echo "make test-cuda CUDA_TORCH=2.11.0  those alone, with one build of PyTorch"
+	@echo "make test-cuda-all  the same with the oldest that is supported too, as a table"
 	@echo "make coverage  the same, and which lines and branches of autobatch/ no test reaches"
 	@echo "make mutation  the search and the edits with a mistake in them, one at a time: which do the tests miss?"
 	@echo "make lint   ruff and mypy --strict"
@@ -54,8 +57,17 @@ demo-gpu: $(VENV)-cuda-$(firstword $(CUDA_TORCHES))/.ready
 slurm-demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" slurm/demo
 
-test: $(READY)
+test: $(READY) $(CUDA_TORCHES:%=$(VENV)-cuda-%/.ready)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	for torch in $(CUDA_TORCHES); do $(MAKE) --no-print-directory test-cuda CUDA_TORCH=$$torch || exit; done
+
+test-cuda: $(VENV)-cuda-$(CUDA_TORCH)/.ready
+	OMP_NUM_THREADS=1 $(<D)/bin/autobatch simulate --gpus 4 -- \
+		python -m pytest tests/cuda -n $(WORKERS) --dist loadfile $(PYTEST_OPTIONS)
+
+test-cuda-all: $(ALL_CUDA_TORCHES:%=$(VENV)-cuda-%/.ready)
+	$(BIN)/python -m tests.benchmarks.simulated_torches $(^:%/.ready=%) \
+		--markdown tests/benchmarks/results/simulated-torches.md
 
 coverage: $(READY)
 	rm -f .coverage .coverage.*

@@ -160,7 +160,10 @@ def _from_result(run: Path, job_id: str | None, cluster: str | None, since: floa
     if result is None or (result.status is not Status.DONE and path.stat().st_mtime < since):
         return ProbeStatus(str(run), "not probed", "no probe yet", job_id, cluster)
     state = "done" if result.status is Status.DONE else "failed"
-    return ProbeStatus(str(run), state, result.message.partition("\n")[0], job_id, cluster)
+    detail = result.message.partition("\n")[0]
+    if result.device is not None and result.device.simulated:
+        detail = f"on a simulated GPU: {detail}"
+    return ProbeStatus(str(run), state, detail, job_id, cluster)
 
 
 def _progress(run: Path, attempt: str) -> str:

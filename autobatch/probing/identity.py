@@ -89,10 +89,11 @@ def device_of(run: RunDirectory, server: ForkServer, directory: Path, timeout_s:
         device = from_json(Device, said["device"]) if said["device"] else None
         why = f" ({said['why']})" if said["why"] else ""
     if device is None:
+        number = f":{run.device_index}" if run.device_index else ""
         cards = f"{run.world.processes_per_node} cards" if run.world else "such card"
         raise UsageError(
-            f"{run.config_path}: device is {run.device} and this machine has no {cards}{why}. Probe where the "
-            "training will run (--cluster slurm, or inside its job with --cluster inline); a batch_size "
+            f"{run.config_path}: device is {run.device}{number} and this machine has no {cards}{why}. Probe where "
+            "the training will run (--cluster slurm, or inside its job with --cluster inline); a batch_size "
             "measured on CPU memory would say nothing about the card"
         )
     return device

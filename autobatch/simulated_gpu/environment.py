@@ -47,7 +47,9 @@ def simulated_environment(
         environment.pop(name, None)
     settings = {**gpu.settings(), "count": count, "taken_bytes": taken_bytes, "trace": int(trace)}
     environment[SETTINGS] = ";".join(f"{name}={value}" for name, value in settings.items())
-    environment["LD_PRELOAD"] = _first(str(Path(libraries) / PRELOADED), environment.get("LD_PRELOAD"))
+    others = sorted(str(file) for file in place.glob("lib*.so.*"))
+    preloaded = ":".join([str(place / PRELOADED), *others])
+    environment["LD_PRELOAD"] = _first(preloaded, environment.get("LD_PRELOAD"))
     environment["LD_LIBRARY_PATH"] = _first(libraries, environment.get("LD_LIBRARY_PATH"))
     # Never the user's own: which kernel is the fastest isn't known here.
     environment |= kernel_cache(place / "kernels")

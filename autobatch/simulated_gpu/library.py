@@ -1,8 +1,9 @@
 """Compiles the simulation for an environment's build of PyTorch, once.
 
 A process that is to see a simulated GPU loads one library before all others (`LD_PRELOAD`), so that its
-functions are found before those of NVIDIA's libraries, installed or not. Where they aren't, PyTorch's own
-libraries still ask the loader for them by name: an empty library of each name stands there.
+functions are found before those of NVIDIA's libraries, and with it an empty library under the name of each of
+those, for what asks the loader by name. Should NVIDIA's be loaded all the same, as PyTorch does where they are
+installed, none of their functions is called.
 
 What has an answer is in `sources/`. Which functions there must be besides is read from the installed libraries
 (with `nm`), so that the next PyTorch has what it needs: each of them answers "success".
@@ -92,7 +93,7 @@ def find_torch() -> Torch:
 
 
 def library_dir(cache: Path | None = None) -> Path:
-    """The directory of the compiled libraries, which are compiled now if they aren't there.
+    """The directory of the compiled libraries, which are compiled now if they aren't there: `PRELOADED` first.
 
     Args:
         cache: where compiled libraries are kept; None takes the user's cache directory.
@@ -181,6 +182,8 @@ def _build(place: Path, torch: Torch, compiler: Path) -> None:
     for name in sorted({*_OPENED, *_needed(readelf, torch.libraries)}):
         named = [str(compiler), "-shared", "-fPIC", f"-Wl,-soname,{name}", "-Wl,--no-as-needed"]
         _run([*named, "-o", str(place / name), str(empty), str(place / PRELOADED), "-Wl,-rpath,$ORIGIN"])
+    # Triton 3.2 links its helper to it by this name, later ones by that of the library itself.
+    (place / "libcuda.so").symlink_to("libcuda.so.1")
     for made in (rest, empty, *objects):
         made.unlink()
 
@@ -205,8 +208,9 @@ def _defined(nm: str, files: Iterable[Path]) -> set[str]:
 
 def _symbols(nm: str, which: str, file: Path) -> list[str]:
     dynamic = ["--dynamic"] if ".so" in file.name else ["--extern-only"]
-    lines = _run([nm, *dynamic, which, "--format=posix", str(file)]).splitlines()
-    return [line.split()[0].partition("@")[0] for line in lines if line.strip()]
+    lines = [line.split() for line in _run([nm, *dynamic, which, "--format=posix", str(file)]).splitlines()]
+    # Functions, strong and weak, and what is undefined; variables keep what their library has in them.
+    return [words[0].partition("@")[0] for words in lines if len(words) > 1 and words[1] in "TWiUw"]
 
 
 def _needed(readelf: str, libraries: Iterable[Path]) -> set[str]:

@@ -37,12 +37,13 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 struct range {
     char *address;
     ull bytes;
+    ull room; /* of address space, from the arena; 0: it isn't from there */
     enum kind kind;
     int device;
 };
 
 static void *ranges; /* in use, by address */
-static void *spare;  /* of the arena, by size */
+static void *spare;  /* of the arena, by room */
 
 static ull setting(const char *settings, const char *name, ull otherwise)
 {
@@ -58,7 +59,7 @@ const char *autobatch_simulated_gpu(void) { return gpu.name; }
 
 void gpu_uuid(int physical, char *uuid, size_t length)
 {
-    snprintf(uuid, length, "GPU-00000000-0000-0000-0000-%012d", physical);
+    snprintf(uuid, length, "GPU-00000000-0000-0000-0000-%012x", physical);
 }
 
 int installed_gpus(void) { return installed; }
@@ -133,6 +134,14 @@ int physical_gpu(int ordinal)
     return ordinal >= 0 && ordinal < visible_gpus() ? gpu.visible[ordinal] : 0;
 }
 
+int ordinal_of(int physical)
+{
+    for (int ordinal = 0; ordinal < visible_gpus(); ordinal++)
+        if (gpu.visible[ordinal] == physical)
+            return ordinal;
+    return 0;
+}
+
 void trace(const char *function)
 {
     if (tracing)
@@ -154,21 +163,21 @@ static int by_address(const void *a, const void *b)
     return one->address > two->address + (two->bytes ? two->bytes - 1 : 0);
 }
 
-static int by_size(const void *a, const void *b)
+static int by_room(const void *a, const void *b)
 {
     const struct range *one = a, *two = b;
-    if (one->bytes != two->bytes)
-        return one->bytes < two->bytes ? -1 : 1;
-    /* A key without address is any range of that size. */
+    if (one->room != two->room)
+        return one->room < two->room ? -1 : 1;
+    /* A key without address is any range of that room. */
     if (!one->address || !two->address || one->address == two->address)
         return 0;
     return one->address < two->address ? -1 : 1;
 }
 
-static struct range *new_range(enum kind kind, int device, void *address, ull bytes)
+static struct range *new_range(enum kind kind, int device, void *address, ull bytes, ull room)
 {
     struct range *range = malloc(sizeof *range);
-    *range = (struct range){address, bytes, kind, device};
+    *range = (struct range){address, bytes, room, kind, device};
     return range;
 }
 
@@ -215,30 +224,47 @@ static ull in_pages(ull bytes)
     return (bytes + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
 }
 
-static void *reserve_locked(ull bytes)
+/* Sizes that differ little get the same room, so that a process which frees and allocates for ever, each time a little
+ * more, doesn't come to the arena's end. */
+static ull room_for(ull bytes)
 {
-    struct range key = {.bytes = bytes};
-    struct range **found = tfind(&key, &spare, by_size);
+    ull step = 512;
+    while (step * 16 < bytes)
+        step *= 2;
+    return (bytes + step - 1) & ~(step - 1);
+}
+
+static void *reserve_locked(ull room)
+{
+    struct range key = {.room = room};
+    struct range **found = tfind(&key, &spare, by_room);
     if (found) {
         struct range *range = *found;
         void *address = range->address;
-        tdelete(range, &spare, by_size);
+        tdelete(range, &spare, by_room);
         free(range);
         return address;
     }
-    if (!arena || bytes > (ull)(arena + ARENA_BYTES - arena_next))
+    if (!arena || room > (ull)(arena + ARENA_BYTES - arena_next))
         return 0;
     void *address = arena_next;
-    arena_next += bytes;
+    arena_next += room;
     return address;
 }
 
 void *reserve(ull bytes)
 {
     pthread_mutex_lock(&mutex);
-    void *address = reserve_locked(in_pages(bytes));
+    void *address = reserve_locked(room_for(in_pages(bytes)));
     pthread_mutex_unlock(&mutex);
     return address;
+}
+
+void unreserve(void *address, ull bytes)
+{
+    pthread_mutex_lock(&mutex);
+    tsearch(new_range(DEVICE, 0, address, bytes, room_for(in_pages(bytes))), &spare, by_room);
+    pthread_mutex_unlock(&mutex);
 }
 
 static int take_from_pool(int device, ull bytes)
@@ -273,7 +299,7 @@ int trim_pool(int device, ull keep_bytes)
 
 void *allocate(enum kind kind, int device, ull bytes)
 {
-    ull size = kind == POOLED ? (bytes + 511) & ~511ull : in_pages(bytes);
+    ull size = kind == POOLED ? (bytes + 511) & ~511ull : in_pages(bytes), room = 0;
     void *address;
     if (kind == PINNED || kind == MANAGED) {
         /* Pages come as they are written, which those of offloaded activations never are. */
@@ -285,10 +311,11 @@ void *allocate(enum kind kind, int device, ull bytes)
     } else {
         pthread_mutex_lock(&mutex);
         int taken = kind == POOLED ? take_from_pool(device, size) : take_locked(device, size);
-        address = taken ? reserve_locked(size) : 0;
+        room = room_for(size);
+        address = taken ? reserve_locked(room) : 0;
     }
     if (address)
-        tsearch(new_range(kind, device, address, size), &ranges, by_address);
+        tsearch(new_range(kind, device, address, size, room), &ranges, by_address);
     pthread_mutex_unlock(&mutex);
     return address;
 }
@@ -297,7 +324,8 @@ int release(void *address)
 {
     pthread_mutex_lock(&mutex);
     struct range *range = find(address);
-    if (!range || range->address != address) {
+    /* What was mapped or registered isn't freed so. */
+    if (!range || range->address != address || range->kind == REGISTERED || (range->kind == DEVICE && !range->room)) {
         pthread_mutex_unlock(&mutex);
         return INVALID_VALUE;
     }
@@ -310,7 +338,7 @@ int release(void *address)
             pools[range->device].used -= range->bytes;
         else
             used[range->device] -= range->bytes;
-        tsearch(range, &spare, by_size);
+        tsearch(range, &spare, by_room);
     }
     pthread_mutex_unlock(&mutex);
     return SUCCESS;
@@ -319,7 +347,7 @@ int release(void *address)
 void note_range(enum kind kind, int device, void *address, ull bytes)
 {
     pthread_mutex_lock(&mutex);
-    struct range *range = new_range(kind, device, address, bytes);
+    struct range *range = new_range(kind, device, address, bytes, 0);
     struct range **kept = tsearch(range, &ranges, by_address);
     if (*kept != range)
         free(range);
@@ -344,7 +372,7 @@ int find_range(const void *address, enum kind *kind, int *device)
     struct range *range = find(address);
     if (range) {
         *kind = range->kind;
-        *device = range->device;
+        *device = ordinal_of(range->device);
     }
     pthread_mutex_unlock(&mutex);
     return range != 0;

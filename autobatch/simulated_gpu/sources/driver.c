@@ -149,6 +149,12 @@ int cuMemAddressReserve(void **address, size_t bytes, size_t alignment, void *wa
     return *address ? SUCCESS : OUT_OF_MEMORY;
 }
 
+int cuMemAddressFree(void *address, size_t bytes)
+{
+    unreserve(address, bytes);
+    return SUCCESS;
+}
+
 int cuMemMap(void *address, size_t bytes, size_t offset, struct memory *handle, ull flags)
 {
     (void)offset, (void)flags;

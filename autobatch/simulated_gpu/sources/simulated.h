@@ -35,6 +35,7 @@ extern __thread int current_gpu;
 int visible_gpus(void);
 /* The number that a card has where all are seen. */
 int physical_gpu(int ordinal);
+int ordinal_of(int physical);
 int installed_gpus(void);
 void gpu_uuid(int physical, char *uuid, size_t length);
 
@@ -45,6 +46,7 @@ ull free_bytes(int device);
 
 /* Address space without pages behind it, from which device pointers are given. */
 void *reserve(ull bytes);
+void unreserve(void *address, ull bytes);
 /* A range of `kind`; NULL when the card, or the host, has no room for it. */
 void *allocate(enum kind kind, int device, ull bytes);
 /* Ends the range that begins at `address`; INVALID_VALUE when there is none. */
@@ -52,7 +54,7 @@ int release(void *address);
 /* Notes a range that isn't ours to free: mapped handles, host memory that was registered. */
 void note_range(enum kind kind, int device, void *address, ull bytes);
 void forget_ranges(void *address, ull bytes);
-/* Whether a range holds `address`; tells its kind, device and end. */
+/* Whether a range holds `address`; tells its kind and, as this process counts cards, its card. */
 int find_range(const void *address, enum kind *kind, int *device);
 
 /* cudaMallocAsync's memory pool of each card. */
