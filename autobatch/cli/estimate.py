@@ -50,7 +50,8 @@ exit codes:
 example, with torchtune's llama3_2/1B_lora_single_device:
   $ autobatch estimate my.yaml --set dataset.packed=True --set tokenizer.max_seq_len=2048
   ...
-  batch_size 10 fits in 70 % of h100-80gb (79.1 GiB): 53.5 GiB; 11 takes at least 58.5 GiB, at least 74.0 % (simulated)
+  batch_size 10 fits in 70 % of h100-80gb (79.1 GiB): 53.5 GiB; 11 takes at least 58.5 GiB, at least 74.0 %
+  (simulated)
   ...
 """
 
