@@ -56,8 +56,11 @@ def estimate(question: Question, tell: Callable[[Trial, bool], None] = lambda tr
         with suppress(NoEstimate):
             with_settings(subject, [setting])
     cards = subject.world.processes_per_node if subject.world is not None else 1
-    environment = simulated_environment(_gpu(question), count=cards)
-    environment |= {**subject.exports, "PYTHONWARNINGS": "ignore", "PYTHONSAFEPATH": "1"}
+    # The training's own environment, but that it sees simulated cards and all of them.
+    environment = simulated_environment(
+        _gpu(question), count=cards, environ={**os.environ, **subject.exports}
+    )
+    environment |= {"PYTHONWARNINGS": "ignore", "PYTHONSAFEPATH": "1"}
     kernels = subject.run_dir / "probe" / KERNELS if subject.run_dir is not None else None
     if kernels is not None:
         environment |= kernel_cache(kernels)
@@ -86,8 +89,8 @@ def _talk(
         if "trial" in said:
             tell(from_json(Trial, said["trial"]), said["known"])
         elif "error" in said:
-            kind = UsageError if said["exit_code"] == UsageError.exit_code else NoEstimate
-            raise kind(said["error"])
+            kinds = {kind.exit_code: kind for kind in (UsageError, NoEstimate)}
+            raise kinds.get(said["exit_code"], AutobatchError)(said["error"])
         else:
             return from_json(Estimate, said["estimate"])
     raise AutobatchError(f"the process that simulates a GPU ended with status {process.wait()}")

@@ -29,6 +29,9 @@ def main() -> None:
         found = answer(question, lambda trial, known: _say(out, {"trial": trial, "known": known}))
     except AutobatchError as error:
         _say(out, {"error": str(error), "exit_code": error.exit_code})
+    except Exception as error:
+        said = f"estimating failed: {type(error).__name__}: {error}"
+        _say(out, {"error": said, "exit_code": AutobatchError.exit_code})
     else:
         _say(out, {"estimate": found})
 

@@ -18,9 +18,9 @@ KERNELS = "kernels"
 _LIMIT_BYTES = 2**30
 
 
-def kernel_cache(place: Path) -> dict[str, str]:
+def kernel_cache(place: Path, limit_bytes: int = _LIMIT_BYTES) -> dict[str, str]:
     """Variables with which processes keep their compiled kernels in `place`; a full one is emptied first."""
-    if _size(place) > _LIMIT_BYTES:
+    if _size(place) > limit_bytes:
         shutil.rmtree(place, ignore_errors=True)
     return {"TORCHINDUCTOR_CACHE_DIR": str(place / "inductor"), "TRITON_CACHE_DIR": str(place / "triton")}
 
