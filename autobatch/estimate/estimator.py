@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -107,6 +108,9 @@ def answer(question: Question, tell: Callable[[Trial, bool], None]) -> Estimate:
     gpu = _gpu(question)
     target = int(gpu.total_bytes * question.target_fraction)
     server = ForkServer({}, "cuda", ranks=subject.world is not None)
+    # It imports while this process does.
+    server.start()
+    _check_architecture(gpu)
     key = config_key(subject, os.environ)
     kept_in = subject.run_dir if not question.settings else None
     on_file = Kept(key, "", 0, (), {})
@@ -187,6 +191,24 @@ def subject_of_question(question: Question) -> Subject:
 def _gpu(question: Question) -> Gpu:
     gpu = gpu_named(question.gpu)
     return gpu if question.capacity_bytes is None else gpu_of_capacity(gpu, question.capacity_bytes)
+
+
+def _check_architecture(gpu: Gpu) -> None:
+    """Whether this PyTorch has kernels for `gpu`: code for an earlier minor version of its architecture runs too.
+
+    Raises:
+        NoEstimate: it has none; a simulated GPU would run them all the same.
+    """
+    import torch
+
+    flags = torch._C._cuda_getArchFlags() or ""
+    major, minor = gpu.capability
+    versions = [divmod(int(number), 10) for number in re.findall(r"\bsm_(\d+)\b", flags)]
+    if not any(built[0] == major and built[1] <= minor for built in versions):
+        raise NoEstimate(
+            f"torch {torch.__version__} has no kernels for {gpu.product} (sm_{major}{minor}); it was built for "
+            f"{', '.join(sorted(set(flags.split())))}"
+        )
 
 
 def _fitting(trials: Sequence[Trial], largest: int, gpu: Gpu) -> Fitting:

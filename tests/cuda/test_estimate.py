@@ -117,6 +117,18 @@ def test_a_probe_begins_with_the_estimate_on_file(run_on_card: MakeRun) -> None:
     assert (result.prediction.batch_size, result.prediction.peak_bytes) == (11, 54 * GIB)
 
 
+def test_a_gpu_that_this_torch_has_no_kernels_for(run_on_card: MakeRun) -> None:
+    import torch
+
+    volta = "sm_70" in (torch._C._cuda_getArchFlags() or "").split()
+
+    ended = estimate(run_on_card(fixed_gib=1), "--gpu", "v100-32gb")
+
+    assert ended.returncode == (0 if volta else 1)
+    refusal = f"no estimate: torch {torch.__version__} has no kernels for Tesla V100-SXM2-32GB (sm_70)"
+    assert (refusal in ended.stderr) is not volta
+
+
 def test_settings_of_its_own_are_not_kept(run_on_card: MakeRun) -> None:
     run = run_on_card()
 
