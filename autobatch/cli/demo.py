@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from autobatch.launch.drawing import PAGE
 
     if arguments.gpu is not None:
-        _begin_simulation(arguments.gpu)
+        _begin_simulation(arguments)
     # It says at import that its CUDA extensions need another torch; the demo makes its weights without them.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     directory = Path(arguments.directory)
@@ -88,14 +88,26 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _begin_simulation(gpu: str) -> None:
+def _begin_simulation(arguments: argparse.Namespace) -> None:
     """Start this command again on a simulated GPU, unless it runs on one."""
     from autobatch.simulated_gpu.environment import is_simulated, simulated_environment
     from autobatch.simulated_gpu.gpus import gpu_named
 
     if is_simulated():
         return
-    environment = simulated_environment(gpu_named(gpu))
-    command = [sys.executable, "-m", "autobatch.cli.main", *sys.argv[1:]]
+    environment = simulated_environment(gpu_named(arguments.gpu))
+    command = [
+        sys.executable,
+        "-m",
+        "autobatch.cli.main",
+        "demo",
+        arguments.directory,
+        "--gpu",
+        arguments.gpu,
+    ]
+    command += ["--capacity", arguments.capacity] if arguments.capacity else []
+    command += ["--cluster", arguments.cluster] if arguments.cluster else []
+    command += ["--lay-out-only"] if arguments.lay_out_only else []
+    command += ["--force"] if arguments.force else []
     sys.stdout.flush()
     os.execve(command[0], command, environment)
