@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autobatch.errors import UsageError
@@ -109,6 +109,7 @@ def test_a_directory_in_its_place_is_said(tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(junk=st.binary(max_size=300), at=st.integers(0, 400))
+@example(junk=b"\x1c ", at=len(HEADER) + len("2025/10/20 14:30:00.1, 90"))
 def test_junk_never_crashes(junk: bytes, at: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     whole = (HEADER + row("14:30:00.1") + row("14:30:30.1")).encode()
     path = tmp_path_factory.getbasetemp() / "junk.csv"

@@ -149,7 +149,9 @@ def _sample(row: Sequence[str], columns: dict[str, int]) -> GpuSample | None:
 
 
 def _number(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"\s*\d+(\.\d*)?\s*", text) else None
+    # `strip` knows more kinds of space than `float` passes over.
+    text = text.strip()
+    return float(text) if re.fullmatch(r"\d+(\.\d*)?", text) else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
