@@ -19,7 +19,7 @@ _VERSIONS = (
     "import importlib.metadata as m, platform, torch; "
     "print(torch.__version__, torch.version.cuda, m.version('triton'), platform.python_version(), sep=' | ')"
 )
-_HEADER = ("torch", "CUDA", "Triton", "Python", "passed", "failed", "seconds")
+_HEADER = ("torch", "CUDA", "Triton", "Python", "passed", "failed", "skipped", "seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began = time.monotonic()
         status, said = _run([*simulate, "-m", "pytest", "tests/cuda", "-n", "2", "--dist", "loadfile", "-q"])
         seconds = time.monotonic() - began
-        passed, failed = (_count(said, word) for word in ("passed", "failed"))
+        passed, failed, skipped = (_count(said, word) for word in ("passed", "failed", "skipped"))
         failed_anywhere = failed_anywhere or status != 0
-        lines.append(f"| {versions} | {passed} | {failed} | {seconds:.0f} |")
+        lines.append(f"| {versions} | {passed} | {failed} | {skipped} | {seconds:.0f} |")
         print(lines[-1], flush=True)
         if status != 0:
             print(said)

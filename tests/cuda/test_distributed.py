@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,17 @@ pytestmark = pytest.mark.recipe
         pytest.param("lora_finetune_distributed", "lora", None, 2, 2, 94, id="LoRA"),
         pytest.param("full_finetune_distributed", "full", None, 2, 2, 120, id="full"),
         pytest.param(
-            "full_finetune_distributed", "full", tensor_parallel, 4, 2, 118, id="full, tensor parallel"
+            "full_finetune_distributed",
+            "full",
+            tensor_parallel,
+            4,
+            2,
+            118,
+            id="full, tensor parallel",
+            marks=pytest.mark.skipif(
+                version("torch").startswith("2.6."),
+                reason="the optimizer of torch 2.6 refuses parameters on two meshes (NotImplementedError)",
+            ),
         ),
     ],
 )

@@ -141,7 +141,7 @@ def test_settings_of_its_own_are_not_kept(run_on_card: MakeRun) -> None:
 @pytest.mark.recipe
 def test_a_probe_finds_the_kernels_of_an_estimate(make_run: MakeRun) -> None:
     run = make_run()
-    found = estimated(run, "--capacity", "400MiB")
+    found = estimated(run, "--capacity", "600MiB")
     kernels = run / "probe" / "kernels"
     compiled = {path.name for path in kernels.rglob("*.cubin")}
     # Which of several kernels is the fastest, a simulated GPU doesn't know.
@@ -149,7 +149,7 @@ def test_a_probe_finds_the_kernels_of_an_estimate(make_run: MakeRun) -> None:
 
     # Where no GPU is simulated, no cache is chosen either.
     ended = simulate(
-        "--capacity 400MiB",
+        "--capacity 600MiB",
         *("env", "-u", "TORCHINDUCTOR_CACHE_DIR", "-u", "TRITON_CACHE_DIR"),
         *("autobatch", "probe", run, "--cluster", "inline"),
     )

@@ -6,6 +6,7 @@ The bytes are the same under each PyTorch that is supported.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,12 @@ def test_kernels_that_are_compiled_are_benchmarked_in_memory(
 ) -> None:
     again = probe_two(layouts["lora"] / "run1", force=True)
 
-    # With a buffer as large as the level 2 cache, to empty it. A kernel that is on disk isn't benchmarked again.
+    # With a buffer as large as the level 2 cache, to empty it; Triton 3.2's is of 256 MiB. A kernel that
+    # is on disk isn't benchmarked again.
+    buffer = 256 * MIB if version("triton").startswith("3.2.") else CARD.l2_bytes
     assert reserved_mib(again) == [72, 78]
     extra = [b - a for a, b in zip(reserved_mib(again), reserved_mib(compiled), strict=True)]
-    assert extra[0] == CARD.l2_bytes / MIB == 50
+    assert extra[0] == buffer / MIB
 
 
 @pytest.mark.parametrize(
